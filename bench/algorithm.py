@@ -1,0 +1,111 @@
+"""What an algorithm is: a frozen record of hyperparameters that fills one or more slots.
+
+A slot is a method that the framework calls once per run. Configuration is the dataclass; state lives in what the slot
+returns (an optimizer, a module, an object with ``state_dict``), never on ``self``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bench.hyperparameter import check
+from bench.roles import Role
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from bench.run import Run
+
+Batch = Mapping[str, "Tensor"]
+NamedParameters = Iterable[tuple[str, "nn.Parameter"]]
+Schedule = Callable[[int], float]
+Selector = Callable[[Batch, "nn.Module"], Batch]
+Freezer = Callable[[int], None]
+Loss = Callable[["nn.Module", Batch], "Tensor"]
+Learner = Callable[[Batch], "Tensor"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm:
+    """Base of every algorithm. Override the slots that you fill and no others.
+
+    Class facts: ``name`` (what ``--plugin`` takes), ``deviations`` (one sentence for each place where this differs
+    from the paper or its code), ``needs`` (what a workload or a run must offer: ``"single-micro-batch"``),
+    ``closure`` (the optimizer calls ``step(closure)`` itself), ``passes`` (forward-backward passes per step),
+    ``adapter_roles`` (patterns that claim the parameters which :meth:`adapt` adds).
+    """
+
+    name: ClassVar[str] = ""
+    deviations: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
+    closure: ClassVar[bool] = False
+    passes: ClassVar[int] = 1
+    adapter_roles: ClassVar[Mapping[str, Role]] = {}
+
+    def __post_init__(self) -> None:
+        """Refuse hyperparameters outside their domains."""
+        self.check(**self.hyperparameters())
+
+    @classmethod
+    def check(cls, **values: Any) -> None:
+        """Raise :class:`~bench.errors.BadValue` unless each of ``values`` is in the domain of its field."""
+        check(cls, cls.name or cls.__name__, values)
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Return every hyperparameter with its value, in the order of the fields."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    # -- training, in the order in which the loop calls them ------------------------------------------------------
+    def adapt(self, model: nn.Module, run: Run) -> nn.Module:
+        """Return the module to train: adapters added, parameters frozen or re-parameterised."""
+        raise NotImplementedError
+
+    def freezer(self, model: nn.Module, run: Run) -> Freezer:
+        """Return ``step -> None``, called before each step, that toggles ``requires_grad``."""
+        raise NotImplementedError
+
+    def optimizer(self, named_parameters: NamedParameters, run: Run) -> Optimizer:
+        """Return the optimizer of the trainable parameters."""
+        raise NotImplementedError
+
+    def schedule(self, run: Run) -> Schedule:
+        """Return ``step -> factor`` that multiplies the base learning rate of every group; step counts from 0."""
+        raise NotImplementedError
+
+    def selector(self, run: Run) -> Selector:
+        """Return ``(batch, model) -> batch``; the result may carry ``weights`` of shape (B,)."""
+        raise NotImplementedError
+
+    def learner(self, model: nn.Module, optimizer: Optimizer, loss: Loss, run: Run) -> Learner:
+        """Return ``batch -> loss`` that replaces back-propagation and the optimizer's step altogether."""
+        raise NotImplementedError
+
+    def finish(self, model: nn.Module, run: Run) -> nn.Module:
+        """Return the module to evaluate; leaves ``model`` as it is, since training goes on with it."""
+        raise NotImplementedError
+
+    # -- after training -------------------------------------------------------------------------------------------
+    def compress(self, model: nn.Module, calibration: Sequence[Batch], run: Run) -> nn.Module:
+        """Return a smaller module; ``calibration`` holds batches of training data."""
+        raise NotImplementedError
+
+    def merge(self, models: Sequence[nn.Module], calibration: Sequence[Sequence[Batch]], run: Run) -> nn.Module:
+        """Return one module made of several; ``calibration[i]`` belongs to ``models[i]``."""
+        raise NotImplementedError
+
+
+SLOTS = ("adapt", "freezer", "optimizer", "schedule", "selector", "learner", "finish", "compress", "merge")
+"""The slots, in the order in which a run calls them."""
+
+TRAINING_SLOTS = SLOTS[:7]
+"""The slots of a training workload."""
+
+
+def slots(algorithm: type[Algorithm] | Algorithm) -> tuple[str, ...]:
+    """Return the slots that ``algorithm`` overrides, in the order of :data:`SLOTS`."""
+    cls = algorithm if isinstance(algorithm, type) else type(algorithm)
+    return tuple(slot for slot in SLOTS if getattr(cls, slot) is not getattr(Algorithm, slot))

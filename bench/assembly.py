@@ -1,0 +1,133 @@
+"""Fill the slots of a training run: the algorithm under test first, then ``--with``, then the workload's reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from bench.algorithm import TRAINING_SLOTS, Algorithm, Batch, Freezer, Learner, Schedule, Selector, slots
+from bench.errors import BenchError, SlotFault, SlotMismatch
+from bench.roles import assign_roles
+from bench.run import Run, adapted_roles
+from bench.workload import Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What the slots returned, ready for the loop; ``base_rates`` are the groups' learning rates before scheduling."""
+
+    run: Run
+    model: nn.Module
+    optimizer: Optimizer
+    base_rates: Sequence[float]
+    schedule: Schedule
+    select: Selector | None
+    freeze: Freezer | None
+    learn: Learner | None
+    finish: Callable[[nn.Module], nn.Module] | None
+    closure: bool
+    generators: Mapping[str, Mapping[str, torch.Generator]]
+
+    def stateful(self) -> dict[str, Any]:
+        """Return those parts, besides model and optimizer, that carry a state of their own."""
+        parts = {"schedule": self.schedule, "select": self.select, "freeze": self.freeze, "learn": self.learn}
+        return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
+
+
+def fill(algorithms: Sequence[Algorithm], wanted: Sequence[str] = TRAINING_SLOTS) -> dict[str, Algorithm]:
+    """Return which algorithm fills each of the ``wanted`` slots: the first one that overrides it."""
+    return {
+        slot: next(algorithm for algorithm in algorithms if slot in slots(algorithm))
+        for slot in wanted
+        if any(slot in slots(algorithm) for algorithm in algorithms)
+    }
+
+
+def check_fit(algorithms: Sequence[Algorithm], workload: Workload) -> None:
+    """Raise :class:`~bench.errors.SlotMismatch` unless the first of ``algorithms`` can run on ``workload``."""
+    first = algorithms[0]
+    if not set(slots(first)) & set(TRAINING_SLOTS):
+        raise SlotMismatch(
+            f"{first.name!r} fills {', '.join(slots(first))}; {workload.name!r} has {', '.join(TRAINING_SLOTS)}"
+        )
+    offered = {"single-micro-batch"} if workload.tier.batch_size <= workload.tier.micro_batch_size else set()
+    for algorithm in algorithms:
+        lacking = set(algorithm.needs) - offered
+        if lacking:
+            raise SlotMismatch(
+                f"{algorithm.name!r} needs {', '.join(sorted(lacking))}, which tier {workload.tier_name!r} of "
+                f"{workload.name!r} does not offer"
+            )
+
+
+def assemble(algorithms: Sequence[Algorithm], workload: Workload, run: Run, model: nn.Module) -> Parts:
+    """Call the slots, once each, and check what they return. The clock is the caller's."""
+    filled = fill(algorithms)
+    generators: dict[str, dict[str, torch.Generator]] = {}
+
+    def own(algorithm: Algorithm) -> Run:
+        return replace(run, algorithm=algorithm.name, generators=generators.setdefault(algorithm.name, {}))
+
+    def call(slot: str, kind: type | None, *arguments: Any) -> Any:
+        if slot not in filled:
+            return None
+        return _call(filled[slot], slot, kind, *arguments, own(filled[slot]))
+
+    before = list(model.named_parameters())
+    run = replace(run, roles=assign_roles((name for name, _ in before), workload.roles))
+    if "adapt" in filled:
+        model = call("adapt", nn.Module, model)
+        run = replace(run, roles=adapted_roles(before, run.roles, model, filled["adapt"].adapter_roles))
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    freeze = call("freezer", None, model)
+    optimizer = call("optimizer", Optimizer, trainable)
+    if optimizer is None:
+        raise SlotMismatch(f"nothing fills the optimizer slot of {workload.name!r}")
+    _check_claims(filled["optimizer"], optimizer, trainable)
+    schedule = call("schedule", None)
+    finisher = filled.get("finish")
+    return Parts(
+        run=run,
+        model=model,
+        optimizer=optimizer,
+        base_rates=[float(group["lr"]) for group in optimizer.param_groups],
+        schedule=schedule or (lambda _: 1.0),
+        select=call("selector", None),
+        freeze=freeze,
+        learn=call("learner", None, model, optimizer, workload.loss),
+        finish=(lambda trained: _call(finisher, "finish", nn.Module, trained, own(finisher))) if finisher else None,
+        closure=filled["optimizer"].closure,
+        generators=generators,
+    )
+
+
+def _call(algorithm: Algorithm, slot: str, kind: type | None, *arguments: Any) -> Any:
+    """Call one slot; whatever it raises or wrongly returns becomes a fault that names algorithm and slot."""
+    try:
+        result = getattr(algorithm, slot)(*arguments)
+    except (BenchError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise SlotFault(f"{algorithm.name}.{slot} raised {type(error).__name__}: {error}") from error
+    right = callable(result) if kind is None else isinstance(result, kind)
+    if not right:
+        wanted = "something callable" if kind is None else f"a {kind.__module__}.{kind.__name__}"
+        raise SlotFault(f"{algorithm.name}.{slot} returned {result!r:.80} ({type(result).__name__}); it must return {wanted}")
+    return result
+
+
+def _check_claims(algorithm: Algorithm, optimizer: Optimizer, trainable: Sequence[tuple[str, nn.Parameter]]) -> None:
+    """Every trainable parameter must be in exactly one group (torch refuses duplicates within an optimizer)."""
+    owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    forgotten = [name for name, parameter in trainable if id(parameter) not in owned]
+    foreign = len(owned - {id(parameter) for _, parameter in trainable})
+    if forgotten or foreign:
+        raise SlotFault(
+            f"{algorithm.name}.optimizer must hold each trainable parameter once: it forgets {forgotten[:4] or 'none'} "
+            f"and holds {foreign} that are not trainable parameters of the model"
+        )

@@ -1,0 +1,117 @@
+"""Leaderboards: queries over the stored trials and nothing else.
+
+Trials compare only within one board: same workload (major.minor of its version), tier, precision, data, protocol and
+device class. Within a board a row is one setting of one algorithm over its seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+Measure = Literal["time", "steps", "memory", "energy", "quality"]
+MEASURES: tuple[Measure, ...] = ("time", "steps", "memory", "energy", "quality")
+
+BOARD = ["workload", "workload_minor", "tier", "precision", "data_source", "data_sha256", "protocol", "protocol_sha256", "device_class"]
+"""What must be equal for two trials to compare."""
+
+ROW = ["algorithm", "algorithm_version", "algorithm_source_sha256", "hyperparameters", "fillers"]
+"""What makes a row of a board."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """One leaderboard: what all its rows share, its rows in order, and why it is not a ranking, if it is not."""
+
+    shared: dict[str, Any]
+    rows: pd.DataFrame
+    notes: Sequence[str]
+
+
+def boards(trials: pd.DataFrame, by: Measure = "time") -> list[Board]:
+    """Return every board in ``trials``, ordered by name; input order never matters."""
+    if trials.empty:
+        return []
+    trials = trials.sort_values("trial_id").assign(workload_minor=trials["workload_version"].map(_major_minor))
+    return [
+        _board(dict(zip(BOARD, key, strict=True)), group, by)
+        for key, group in trials.groupby(BOARD, sort=True, dropna=False)
+    ]
+
+
+def _board(shared: dict[str, Any], trials: pd.DataFrame, by: Measure) -> Board:
+    notes = []
+    listed = bool(trials["device_listed"].fillna(value=False).all())
+    ranked = shared["protocol"] != "quick"
+    if by == "time" and not listed:
+        notes.append(f"{shared['device_class']} is not a listed device class: ordered by steps, not by time")
+        by = "steps"
+    if not ranked:
+        notes.append("protocol quick: shown in order, not ranked")
+    rows = pd.DataFrame([_row(dict(zip(ROW, key, strict=True)), cell) for key, cell in trials.groupby(ROW, sort=True)])
+    if by == "time" and bool(rows["contended"].any()):
+        notes.append("times marked with * were measured on a busy machine and do not rank: these rows are ordered by steps")
+    order = _order(rows, by, bool(trials["metric_direction"].iloc[0] == "min"))
+    rows = rows.iloc[order].reset_index(drop=True)
+    rows.insert(0, "rank", [str(i + 1) if ranked and not (by == "time" and busy) else "-" for i, busy in enumerate(rows["contended"])])
+    return Board(shared=shared | {"by": by, "target": _only(trials["target"]), "metric": _only(trials["metric"])}, rows=rows, notes=notes)
+
+
+def _row(setting: dict[str, Any], cell: pd.DataFrame) -> dict[str, Any]:
+    hits = cell[cell["outcome"] == "reached"]
+    return {
+        "algorithm": setting["algorithm"],
+        "hyperparameters": setting["hyperparameters"],
+        "seeds": len(cell),
+        "hits": len(hits),
+        "steps_to_target": _geometric_mean(hits["steps_to_target_interpolated"]),
+        "steps_cv": _cv(hits["steps_to_target_interpolated"]),
+        "time_to_target_s": _geometric_mean(hits["time_to_target_interpolated_s"]),
+        "quality": cell["quality"].mean(),
+        "quality_sd": cell["quality"].std() if len(cell) > 1 else np.nan,
+        "memory_bytes": cell["nvml_peak_bytes"].fillna(cell["rss_peak_bytes"]).median(),
+        "memory_source": "nvml" if cell["nvml_peak_bytes"].notna().all() else "rss",
+        "optimizer_state_bytes": cell["optimizer_state_bytes"].median(),
+        "energy_j": cell["energy_j"].mean(),
+        "contended": bool(cell["contended"].fillna(value=False).any()),
+        "outcomes": ", ".join(f"{count} {name}" for name, count in cell["outcome"].value_counts().sort_index().items()),
+    }
+
+
+def _order(rows: pd.DataFrame, by: Measure, minimise: bool) -> list[int]:
+    quality = rows["quality"] if minimise else -rows["quality"]
+    column = {
+        "time": rows["time_to_target_s"].where(~rows["contended"]),
+        "steps": rows["steps_to_target"],
+        "memory": rows["memory_bytes"],
+        "energy": rows["energy_j"],
+        "quality": quality,
+    }[by]
+    missed = rows["hits"] < rows["seeds"] if by in {"time", "steps"} else pd.Series(data=False, index=rows.index)
+    keys = pd.DataFrame(
+        {"missed": missed, "value": column, "steps": rows["steps_to_target"], "quality": quality, "name": rows["algorithm"]}
+    )
+    return list(keys.sort_values(list(keys.columns), na_position="last", kind="stable").index)
+
+
+def _geometric_mean(values: pd.Series[float]) -> float:
+    found = values.dropna()
+    return float(np.exp(np.log(found).mean())) if len(found) else float("nan")
+
+
+def _cv(values: pd.Series[float]) -> float:
+    found = values.dropna()
+    return float(found.std() / found.mean()) if len(found) > 1 else float("nan")
+
+
+def _only(values: pd.Series[Any]) -> Any:
+    known = values.dropna().unique()
+    return known[0] if len(known) else None
+
+
+def _major_minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])

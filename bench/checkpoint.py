@@ -1,0 +1,75 @@
+"""Save and restore everything stateful of a run, so that a killed trial goes on bit for bit on the CPU."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.assembly import Parts
+
+
+def save(path: Path, parts: Parts, progress: Mapping[str, Any]) -> None:
+    """Write a checkpoint atomically; ``progress`` is the caller's own state (step, clock, calibration)."""
+    content = {
+        "progress": dict(progress),
+        "model": parts.model.state_dict(),
+        "trainable": [name for name, parameter in parts.model.named_parameters() if parameter.requires_grad],
+        "optimizer": parts.optimizer.state_dict(),
+        "parts": {name: part.state_dict() for name, part in parts.stateful().items()},
+        "generators": {
+            owner: {purpose: generator.get_state() for purpose, generator in pool.items()}
+            for owner, pool in parts.generators.items()
+        },
+        "random": random_state(),
+    }
+    temporary = path.with_suffix(".tmp")
+    torch.save(content, temporary)
+    temporary.replace(path)
+
+
+def load(path: Path, parts: Parts, device: torch.device) -> dict[str, Any]:
+    """Put the state of a checkpoint into freshly assembled ``parts``; return the caller's ``progress``."""
+    content = torch.load(path, map_location=device, weights_only=True)
+    parts.model.load_state_dict(content["model"])
+    trainable = set(content["trainable"])
+    for name, parameter in parts.model.named_parameters():
+        parameter.requires_grad_(name in trainable)
+    parts.optimizer.load_state_dict(content["optimizer"])
+    for name, part in parts.stateful().items():
+        part.load_state_dict(content["parts"][name])
+    for owner, pool in content["generators"].items():
+        for purpose, state in pool.items():
+            generator = parts.generators[owner].get(purpose) or torch.Generator(device)
+            generator.set_state(state.cpu())
+            parts.generators[owner][purpose] = generator  # type: ignore[index]
+    set_random_state(content["random"])
+    progress: dict[str, Any] = content["progress"]
+    return progress
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of every global random generator, in types that a safe loader accepts."""
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - a plugin may use the global generator
+    version, words, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [kind, [int(key) for key in keys], *rest],
+        "python": [version, list(words), gauss],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Restore what :func:`random_state` returned."""
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all([part.cpu() for part in state["cuda"]])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))

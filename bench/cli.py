@@ -1,0 +1,101 @@
+"""The ``bench`` command: one module per verb under ``commands/``, imported when it is used."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from bench.errors import BenchError
+
+VERBS = {
+    "run": "train a workload with an algorithm and record what it took",
+    "plan": "show the trials that `run` would do; run nothing",
+    "resume": "go on with trials that were interrupted",
+    "list": "list plugins, workloads, protocols or devices",
+    "show": "show everything about one plugin or workload",
+    "leaderboard": "rank what has been recorded",
+    "memory": "estimate weights, gradients and states of any tier",
+    "doctor": "check this machine, the plugins and the results",
+    "worker": "run one trial from its trial.json (what executors start)",
+}
+"""The verbs with one line of help each; ``bench.commands.<verb>`` holds the command."""
+
+EXIT_DONE, EXIT_TRIAL_FAILED, EXIT_USER, EXIT_INTERNAL, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+
+
+class Verbs(click.Group):
+    """A group whose commands are imported only when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the verbs, in the order of the help."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command ``cmd_name``."""
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(f"bench.commands.{cmd_name}").command
+        debug = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show a traceback for every error.")
+        if not any(parameter.name == "debug" for parameter in command.params):
+            command.params.append(debug)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Say which verbs there are when somebody types another one."""
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            from bench.errors import UnknownName
+
+            raise UnknownName("command", args[0], VERBS)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the verbs without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="bench-training", prog_name="bench")
+def cli() -> None:
+    """Benchmark neural-network training algorithms: time, memory, energy, quality."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` and return its exit code.
+
+    0 done, 1 a trial failed (its outcome is in the record), 2 user error, 3 internal error, 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        code = cli.main(arguments, prog_name="bench", standalone_mode=False)
+    except BenchError as error:
+        return _fail(str(error), EXIT_USER, debug=debug)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return EXIT_USER
+    except click.ClickException as error:
+        hint = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "bench"
+        return _fail(f"{error.format_message()}\n\nHint: {hint} --help", EXIT_USER, debug=debug)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted; give the same command again to go on", EXIT_INTERRUPTED, debug=False)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe went away; Python would complain once more at its end
+        return EXIT_DONE
+    except Exception as error:  # noqa: BLE001 - the last resort: one message instead of a traceback
+        text = f"internal error: {type(error).__name__}: {error}\n\nHint: run it again with --debug and report the traceback"
+        return _fail(text, EXIT_INTERNAL, debug=debug)
+    return int(code or EXIT_DONE)
+
+
+def _fail(message: str, code: int, *, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    click.echo(f"Error: {message}", err=True)
+    return code

@@ -1,0 +1,97 @@
+"""Tables for people and for programs. Imports nothing heavy: ``bench list`` prints through it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+
+def show_table(rows: Sequence[Mapping[str, Any]], form: str, *, fold: str = "") -> None:
+    """Print ``rows``, all with the same keys, as ``table``, ``json``, ``csv`` or ``md``.
+
+    ``fold`` names the column that gives way on a narrow terminal; where even that does not help, each row is printed as
+    a block of ``key  value`` lines.
+    """
+    click.echo(render(rows, form, width=shutil.get_terminal_size((100, 24)).columns, fold=fold))
+
+
+def render(rows: Sequence[Mapping[str, Any]], form: str, *, width: int, fold: str = "") -> str:
+    """Return ``rows`` as text; see :func:`show_table`."""
+    if form == "json":
+        return json.dumps([{key: _json(value) for key, value in row.items()} for row in rows], indent=1)
+    if form == "csv":
+        return _csv(rows)
+    if not rows:
+        return "(nothing)"
+    from tabulate import tabulate
+
+    cells = [{key: _cell(value) for key, value in row.items()} for row in rows]
+    if form == "md":
+        return tabulate(cells, headers="keys", tablefmt="github", disable_numparse=True)
+    limits = None
+    spare = _spare(cells, width)
+    if spare < 0 and fold:
+        longest = max(len(row[fold]) for row in cells)
+        limits = [longest + spare if key == fold and longest + spare >= 16 else None for key in cells[0]]  # noqa: PLR2004
+        spare = 0 if any(limits) else spare
+    if spare < 0:
+        return "\n\n".join(_block(row) for row in cells)
+    return tabulate(cells, headers="keys", tablefmt="simple", disable_numparse=True, maxcolwidths=limits)
+
+
+def _spare(cells: Sequence[Mapping[str, str]], width: int) -> int:
+    """Return how many columns of the terminal a plain table would leave free (negative: it is too wide)."""
+    widths = [max(len(key), *(len(row[key]) for row in cells)) for key in cells[0]]
+    return width - sum(widths) - 2 * (len(widths) - 1)
+
+
+def _block(row: Mapping[str, str]) -> str:
+    longest = max(map(len, row))
+    return "\n".join(f"{key:<{longest}}  {value}" for key, value in row.items())
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return ""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().rstrip("\n")
+
+
+def _json(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    return str(value)
+
+
+def bytes_text(value: float | None) -> str:
+    """Return a number of bytes for people: decimal units, three digits."""
+    if value is None or math.isnan(value):
+        return "-"
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}" if value < 1000 * size else f"{value / size:.0f} {unit}"
+    return f"{value:.0f} B"
+
+
+def seconds_text(value: float | None) -> str:
+    """Return a number of seconds for people."""
+    if value is None or math.isnan(value):
+        return "-"
+    if value < 120:  # noqa: PLR2004 - two minutes still read well in seconds
+        return f"{value:.1f} s"
+    minutes, hours = value / 60, value / 3600
+    return f"{minutes:.1f} min" if minutes < 120 else f"{hours:.1f} h"  # noqa: PLR2004

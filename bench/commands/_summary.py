@@ -1,0 +1,97 @@
+"""What ``bench run`` prints before and after the trials."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bench.commands._print import bytes_text, seconds_text, show_table
+
+if TYPE_CHECKING:
+    from bench.plan import Plan
+    from bench.store import Store
+
+
+def show_header(plan: Plan, store: Store | None) -> None:
+    """Say what is about to be compared: workload, tier, data, target, device, protocol."""
+    workload, tier = plan.workload, plan.workload.tier
+    target = "none yet" if tier.target is None else f"{workload.metric} {tier.target.value:g} within {tier.steps} steps"
+    trials = plan.trials
+    listed = "" if plan.device_class.listed else " (not a listed class: ranked by steps only)"
+    lines = {
+        "workload": f"{workload.name} {workload.version}, tier {workload.tier_name}, {tier.precision}",
+        "data": f"{trials[0].data.label}, sha256 {trials[0].data.sha256[:12]}",
+        "target": target,
+        "device": f"{plan.device_class.name}{listed}",
+        "protocol": f"{plan.protocol.name} {plan.protocol.version}: {plan.protocol.summary}",
+        "trials": f"{len(trials)}, algorithms {', '.join(plan.algorithms)} (reference {plan.reference})",
+    }
+    if store is not None:
+        lines["results"] = str(store.root)
+    for name, value in lines.items():
+        click.echo(f"{name:<9} {value}")
+    click.echo()
+
+
+def show_summary(plan: Plan, rows: Sequence[Mapping[str, Any]], store: Store) -> None:
+    """Print one line per algorithm: target reached or not, time, steps, memory, against the reference."""
+    by_name = {name: [row for row in rows if row["algorithm"] == name] for name in plan.algorithms}
+    reference = by_name.get(plan.reference, [])
+    click.echo()
+    show_table([_line(name, by_name[name], reference) for name in plan.algorithms], "table")
+    if len(rows) > len(plan.algorithms):
+        click.echo()
+        for name, cell in by_name.items():
+            click.echo(_spread(name, cell))
+    if any(row["contended"] for row in rows):
+        click.echo("\n* the machine was busy (its calibration moved by more than 10%): this time does not rank, steps do")
+    if not plan.protocol.ranked:
+        click.echo(f"\nprotocol {plan.protocol.name}: a first look, never ranked; for a comparison use --protocol default")
+    click.echo(f"recorded in {store.root}; see: bench leaderboard --results {store.root}")
+
+
+def _line(name: str, cell: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    hits = [row for row in cell if row["outcome"] == "reached"]
+    steps, seconds = _mean(hits, "steps_to_target"), _mean(hits, "time_to_target_s")
+    busy = "*" if any(row["contended"] for row in cell) else ""
+    outcomes = sorted({row["outcome"] for row in cell})
+    nvml = [row["nvml_peak_bytes"] for row in cell if row["nvml_peak_bytes"] is not None]
+    rss = [row["rss_peak_bytes"] for row in cell if row["rss_peak_bytes"] is not None]
+    return {
+        "algorithm": name,
+        "outcome": ", ".join(outcomes) if len(cell) == 1 else f"{len(hits)}/{len(cell)} reached",
+        "steps": "-" if math.isnan(steps) else f"{steps:.0f}",
+        "vs ref": _ratio(steps, _mean(reference, "steps_to_target")),
+        "time": seconds_text(seconds) + (busy if hits else ""),
+        "vs ref ": _ratio(seconds, _mean(reference, "time_to_target_s")) + (busy if hits else ""),
+        "quality": _number(_mean(cell, "quality")),
+        "peak memory": f"{bytes_text(max(nvml))} NVML" if nvml else f"{bytes_text(max(rss))} RSS" if rss else "-",
+        "states": bytes_text(_mean(cell, "optimizer_state_bytes")),
+    }
+
+
+def _spread(name: str, cell: Sequence[Mapping[str, Any]]) -> str:
+    steps = [row["steps_to_target_interpolated"] for row in cell if row["outcome"] == "reached"]
+    text = f"{name}: {len(steps)} of {len(cell)} seeds reached the target"
+    if len(steps) > 1:
+        cv = statistics.stdev(steps) / statistics.mean(steps)
+        text += f", at steps {min(steps):.0f} to {max(steps):.0f}, CV of steps-to-target {cv:.1%}"
+    return text
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], column: str) -> float:
+    values = [float(row[column]) for row in rows if row[column] is not None]
+    return statistics.geometric_mean(values) if values and min(values) > 0 else math.nan
+
+
+def _ratio(value: float, reference: float) -> str:
+    ratio = value / reference
+    return "-" if math.isnan(ratio) else f"{ratio:.2f}x"
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"

@@ -1,0 +1,75 @@
+"""``bench leaderboard``: what has been recorded, in order, one board per comparable set of trials."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench.commands._options import format_option, results_option
+from bench.commands._print import bytes_text, seconds_text, show_table
+from bench.errors import UnknownName
+
+
+@click.command("leaderboard")
+@click.option("--workload", metavar="W", help="Only this workload.")
+@click.option("--tier", metavar="T", help="Only this tier.")
+@click.option(
+    "--by",
+    type=click.Choice(["time", "steps", "memory", "energy", "quality"]),
+    default="time",
+    show_default=True,
+    help="What to order by.",
+)
+@results_option
+@format_option
+def command(workload: str | None, tier: str | None, by: Any, results: Path, form: str) -> None:
+    """Rank the recorded trials. Trials that do not compare (other data, tier, device, ...) are on boards of their own."""
+    from bench.board import boards
+    from bench.store import Store
+
+    trials = Store(results).trials()
+    for column, wanted in (("workload", workload), ("tier", tier)):
+        if wanted is not None:
+            if wanted not in set(trials[column]):
+                raise UnknownName(f"{column} in {results}", wanted, set(trials[column]))
+            trials = trials[trials[column] == wanted]
+    found = boards(trials, by)
+    if form in {"json", "csv"}:
+        show_table([{**board.shared, **row} for board in found for row in board.rows.to_dict("records")], form)
+        return
+    if not found:
+        click.echo("no trials are recorded yet")
+    for board in found:
+        _head(board.shared, form)
+        show_table([_for_people(row) for row in board.rows.to_dict("records")], form)
+        for note in board.notes:
+            click.echo(f"note: {note}")
+        click.echo()
+
+
+def _head(shared: dict[str, Any], form: str) -> None:
+    mark = "### " if form == "md" else ""
+    click.echo(f"{mark}{shared['workload']} {shared['workload_minor']}, tier {shared['tier']}, {shared['precision']}")
+    target = "no target yet" if shared["target"] is None else f"target {shared['metric']} {shared['target']:g}"
+    click.echo(
+        f"data {shared['data_source']} ({shared['data_sha256'][:12]}), {target}, protocol {shared['protocol']}, "
+        f"device {shared['device_class']}, by {shared['by']}\n"
+    )
+
+
+def _for_people(row: dict[str, Any]) -> dict[str, Any]:
+    steps, cv = row["steps_to_target"], row["steps_cv"]
+    busy = "*" if row["contended"] and row["hits"] else ""
+    return {
+        "rank": row["rank"],
+        "algorithm": row["algorithm"],
+        "reached": f"{row['hits']}/{row['seeds']}",
+        "steps to target": "-" if steps != steps else f"{steps:.1f}" + (f" (CV {cv:.1%})" if cv == cv else ""),  # noqa: PLR0124
+        "time to target": seconds_text(row["time_to_target_s"]) + busy,
+        "quality": f"{row['quality']:.4f}" + (f" ± {row['quality_sd']:.4f}" if row["seeds"] > 1 else ""),
+        "memory": f"{bytes_text(row['memory_bytes'])} {row['memory_source']}",
+        "states": bytes_text(row["optimizer_state_bytes"]),
+        "outcomes": row["outcomes"],
+    }

@@ -1,0 +1,73 @@
+"""``bench list``: what there is. Light on purpose: no torch, no pandas."""
+
+from __future__ import annotations
+
+import click
+
+from bench.commands._options import format_option
+from bench.commands._print import show_table
+from bench.entry import TRACKS
+from bench.errors import UnknownName
+from bench.registry import Registry
+
+
+@click.command("list")
+@click.argument("what", type=click.Choice(["plugins", "workloads", "protocols", "devices"]), default="plugins")
+@click.option("--track", metavar="T", help=f"Only this track: {', '.join(TRACKS)}.")
+@format_option
+def command(what: str, track: str | None, form: str) -> None:
+    """List plugins, workloads, protocols or device classes."""
+    if track is not None and track not in TRACKS:
+        raise UnknownName("track", track, TRACKS)
+    if what == "protocols":
+        show_table(_protocols(), form, fold="summary")
+    elif what == "devices":
+        show_table(_devices(), form, fold="description")
+    else:
+        registry = Registry()
+        show_table(_plugins(registry, track) if what == "plugins" else _workloads(registry), form, fold="summary")
+        for broken in registry.broken:
+            click.echo(f"broken: {broken.name} (package {broken.package}): {broken.reason}", err=True)
+
+
+def _plugins(registry: Registry, track: str | None) -> list[dict[str, str]]:
+    entries = sorted(registry.algorithms.values(), key=lambda entry: (TRACKS.index(entry.track), entry.name))
+    return [
+        {
+            "name": entry.name,
+            "track": entry.track,
+            "paper": entry.paper,
+            "package": registry.packages[entry.name],
+            "summary": entry.summary,
+        }
+        for entry in entries
+        if track in {None, entry.track}
+    ]
+
+
+def _workloads(registry: Registry) -> list[dict[str, str]]:
+    entries = sorted(registry.workloads.values(), key=lambda entry: entry.name)
+    return [
+        {
+            "name": entry.name,
+            "tiers": " ".join(entry.tiers),
+            "package": registry.packages[entry.name],
+            "summary": entry.summary,
+        }
+        for entry in entries
+    ]
+
+
+def _protocols() -> list[dict[str, str]]:
+    from bench.protocol import protocols
+
+    return [
+        {"name": p.name, "version": p.version, "ranked": "yes" if p.ranked else "no", "summary": p.summary}
+        for p in protocols().values()
+    ]
+
+
+def _devices() -> list[dict[str, str]]:
+    from bench.devices import listed
+
+    return [{"name": rule.name, "kind": rule.kind, "description": rule.description} for rule in listed()]

@@ -1,0 +1,85 @@
+"""``bench show``: everything about one plugin or workload."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from typing import Any
+
+import click
+
+from bench.algorithm import Algorithm, slots
+from bench.commands._print import seconds_text, show_table
+from bench.errors import UnknownName
+from bench.hyperparameter import domain
+from bench.registry import Registry
+from bench.workload import Tier, Workload
+
+
+@click.command("show")
+@click.argument("name")
+def command(name: str) -> None:
+    """Show everything about the plugin or workload NAME."""
+    registry = Registry()
+    if name in registry.workloads:
+        _workload(registry, registry.workload_class(name))
+    elif name in registry.algorithms or any(broken.name == name for broken in registry.broken):
+        _algorithm(registry, registry.algorithm_class(name))
+    else:
+        raise UnknownName("plugin or workload", name, [*registry.algorithms, *registry.workloads])
+
+
+def _algorithm(registry: Registry, cls: type[Algorithm]) -> None:
+    entry = registry.algorithms[cls.name]
+    click.echo(f"{entry.name}: {entry.summary}\n")
+    click.echo(f"track    {entry.track}\npaper    {entry.paper}")
+    click.echo(f"package  {registry.packages[entry.name]} {registry.version(entry.name)}")
+    click.echo(f"class    {entry.target}\nslots    {', '.join(slots(cls))}\n")
+    click.echo(inspect.cleandoc(cls.__doc__ or "") + "\n")
+    show_table([_field(cls, field) for field in dataclasses.fields(cls)], "table", fold="help")
+    for deviation in cls.deviations:
+        click.echo(f"\nDeviation: {deviation}")
+
+
+def _field(cls: type[Algorithm], field: dataclasses.Field[Any]) -> dict[str, Any]:
+    return {
+        "hyperparameter": field.name,
+        "default": field.default,
+        "domain": domain(cls, field.name),
+        "search": field.metadata.get("search"),
+        "help": field.metadata.get("help", ""),
+    }
+
+
+def _workload(registry: Registry, cls: type[Workload]) -> None:
+    entry = registry.workloads[cls.name]
+    click.echo(f"{cls.name} {cls.version}: {entry.summary}\n")
+    click.echo(f"metric   {cls.metric} ({cls.direction})\ndata     {', '.join(cls.sources)}")
+    click.echo(f"package  {registry.packages[cls.name]} {registry.version(cls.name)}\n")
+    click.echo(inspect.cleandoc(inspect.getmodule(cls).__doc__ or "") + "\n")  # type: ignore[union-attr]
+    show_table([_tier(name, tier) for name, tier in cls.tiers.items()], "table")
+    for name, tier in cls.tiers.items():
+        click.echo(f"\n{name}: reference {_values(tier)}\n  tuning: {tier.tuning}")
+        click.echo(f"  target: {tier.target.how if tier.target else 'none yet'}")
+
+
+def _tier(name: str, tier: Tier) -> dict[str, Any]:
+    return {
+        "tier": name,
+        "target": tier.target.value if tier.target else None,
+        "steps": tier.steps,
+        "batch": tier.batch_size,
+        "evaluated": f"every {tier.evaluate_every}",
+        "precision": tier.precision,
+        "data": tier.source,
+        "takes": seconds_text(tier.expected_s if tier.expected_s is not None else math.nan),
+        "on": tier.device_class,
+    }
+
+
+def _values(tier: Tier) -> str:
+    return " + ".join(
+        f"{name}({', '.join(f'{key}={value}' for key, value in values.items())})"
+        for name, values in tier.reference.items()
+    )

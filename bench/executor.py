@@ -1,0 +1,89 @@
+"""Run trials, one fresh process each, on this machine. Any other executor starts the same command: ``bench worker``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench import provenance
+from bench.store import EventLog, Store, read_events
+from bench.trial import Trial
+from bench.worker_environment import DIE_WITH_PARENT
+
+POLL_S = 0.2
+GRACE_S = 60.0
+"""How long a worker may overrun its own timeout (a hanging step) before it is killed, and may take to stop."""
+
+OnEvent = Callable[[Mapping[str, Any]], None]
+
+
+def run_trial(trial: Trial, store: Store, on_event: OnEvent = lambda event: None) -> dict[str, Any]:
+    """Run ``trial`` in a fresh process and return its row; ``on_event`` sees each event as it is logged.
+
+    A trial whose process dies, hangs or is interrupted still ends in a row: outcome ``interrupted`` or ``timeout``.
+    Ctrl-C stops the worker, derives the row of what was measured, and is raised again.
+    """
+    folder = store.folder(trial)
+    seen = len(read_events(folder))
+    with (folder / "worker.log").open("ab") as output:
+        process = subprocess.Popen(  # noqa: S603 - our own program
+            [sys.executable, "-m", "bench", "worker", str(folder / "trial.json")],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=os.environ | {DIE_WITH_PARENT: "1"},
+            start_new_session=True,  # Ctrl-C reaches this process, which then stops the worker in order
+        )
+    started = time.monotonic()
+    reason = ""
+    try:
+        while process.poll() is None:
+            seen = _report(folder, seen, on_event)
+            if time.monotonic() - started > trial.timeout_s + GRACE_S:
+                reason = f"no end {GRACE_S:g} s after the timeout of {trial.timeout_s:g} s; killed"
+                process.kill()
+            time.sleep(POLL_S)
+    except KeyboardInterrupt:
+        _stop(process)
+        store.finalise(trial)
+        raise
+    _report(folder, seen, on_event)
+    if not _ended(folder):
+        outcome = "timeout" if reason else "interrupted"
+        reason = reason or f"the worker {_how_it_ended(process.returncode)}; see {folder / 'worker.log'}"
+        EventLog(folder).write("finished", outcome=outcome, reason=reason, at=provenance.now(), cost={})
+    return store.finalise(trial)
+
+
+def _report(folder: Path, seen: int, on_event: OnEvent) -> int:
+    events = read_events(folder)
+    for event in events[seen:]:
+        on_event(event)
+    return len(events)
+
+
+def _ended(folder: Path) -> bool:
+    events = read_events(folder)
+    return bool(events) and events[-1]["event"] == "finished"
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _how_it_ended(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    name = signal.Signals(-code).name
+    return f"was killed by {name}" + (" (perhaps the system ran out of memory)" if name == "SIGKILL" else "")

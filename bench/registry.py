@@ -1,0 +1,174 @@
+"""Find plugins by their entry points, list them from light entries, import a class when it is used."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pluggy
+
+from bench import spec
+from bench.algorithm import Algorithm, slots
+from bench.entry import TRACKS, Entry, WorkloadEntry
+from bench.errors import BadValue, BrokenPlugin, UnknownName
+from bench.hyperparameter import parse
+
+if TYPE_CHECKING:
+    from bench.workload import Workload
+
+PIN = "BENCH_PLUGINS"
+"""Environment variable that pins the plugin set: a comma-separated list of entry-point names to load."""
+
+E = TypeVar("E", Entry, WorkloadEntry)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken:
+    """A plugin that could not be listed: where it comes from, and why."""
+
+    name: str
+    package: str
+    reason: str
+
+
+class Registry:
+    """All known algorithms and workloads by name, and the plugins that are broken.
+
+    ``entry_points`` replaces the installed ones (tests, embedding). A plugin that fails to load, whose hook raises, or
+    whose entries are wrong is kept in :attr:`broken` with its reason and stops nothing else.
+    """
+
+    def __init__(self, entry_points: Iterable[importlib.metadata.EntryPoint] | None = None) -> None:
+        self.hooks = pluggy.PluginManager(spec.NAME)
+        self.hooks.add_hookspecs(spec)
+        self.broken: list[Broken] = []
+        self.algorithms: dict[str, Entry] = {}
+        self.workloads: dict[str, WorkloadEntry] = {}
+        self.packages: dict[str, str] = {}
+        for point in _pinned(_installed() if entry_points is None else entry_points):
+            self._load(point)
+
+    # -- listing ---------------------------------------------------------------------------------------------------
+    def _load(self, point: importlib.metadata.EntryPoint) -> None:
+        package = point.dist.name if point.dist is not None else point.value
+        try:
+            module = point.load()
+            self.hooks.register(module, name=point.name)
+            self.hooks.check_pending()
+            self._add(module, "bench_algorithms", Entry, self.algorithms, package)
+            self._add(module, "bench_workloads", WorkloadEntry, self.workloads, package)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a foreign module may raise anything at all
+            self.hooks.unregister(name=point.name)
+            self.broken.append(Broken(name=point.name, package=package, reason=_reason(error)))
+
+    def _add(self, module: Any, hook: str, kind: type[E], table: dict[str, E], package: str) -> None:
+        if not hasattr(module, hook):
+            return
+        fresh: dict[str, E] = {}
+        for entry in getattr(module, hook)():
+            if not isinstance(entry, kind):
+                raise BadValue(f"{hook} returned {entry!r} ({type(entry).__name__}); it must return {kind.__name__} objects")
+            if entry.name in table or entry.name in fresh:
+                owner = self.packages.get(entry.name, package)
+                raise BadValue(f"the name {entry.name!r} is taken already, by the package {owner!r}")
+            if isinstance(entry, Entry) and entry.track not in TRACKS:
+                raise BadValue(f"{entry.name!r} names the track {entry.track!r}; tracks are {', '.join(TRACKS)}")
+            _find_target(entry.target)
+            fresh[entry.name] = entry
+        table.update(fresh)
+        self.packages.update(dict.fromkeys(fresh, package))
+
+    # -- use -------------------------------------------------------------------------------------------------------
+    def algorithm_class(self, name: str) -> type[Algorithm]:
+        """Import the class of the algorithm ``name``."""
+        self._refuse_broken(name)
+        entry = _get("plugin", name, self.algorithms)
+        cls = _import_target(entry.target)
+        if not (isinstance(cls, type) and issubclass(cls, Algorithm)):
+            raise BrokenPlugin(f"plugin {name!r}: {entry.target} is {cls!r}; it must be a subclass of bench.Algorithm")
+        if cls.name != name:
+            raise BrokenPlugin(f"plugin {name!r}: {entry.target} calls itself {cls.name!r}; entry and class must agree")
+        if not slots(cls):
+            raise BrokenPlugin(f"plugin {name!r}: {entry.target} overrides no slot of bench.Algorithm")
+        return cls
+
+    def algorithm(self, name: str, texts: Mapping[str, str] | None = None, **values: Any) -> Algorithm:
+        """Build the algorithm ``name`` from ``texts`` (of the command line) and ``values``; bad ones raise."""
+        cls = self.algorithm_class(name)
+        return cls(**parse(cls, name, texts or {}), **values)
+
+    def workload_class(self, name: str) -> type[Workload]:
+        """Import the class of the workload ``name``."""
+        from bench.workload import Workload
+
+        self._refuse_broken(name)
+        entry = _get("workload", name, self.workloads)
+        cls = _import_target(entry.target)
+        if not (isinstance(cls, type) and issubclass(cls, Workload)):
+            raise BrokenPlugin(f"workload {name!r}: {entry.target} is {cls!r}; it must be a subclass of bench.Workload")
+        if cls.name != name or tuple(cls.tiers) != entry.tiers:
+            raise BrokenPlugin(
+                f"workload {name!r}: {entry.target} is {cls.name!r} with tiers {tuple(cls.tiers)}, "
+                f"its entry says {entry.tiers}; entry and class must agree"
+            )
+        return cls
+
+    def version(self, name: str) -> str:
+        """Return the version of the package that provides ``name``."""
+        try:
+            return importlib.metadata.version(self.packages[name])
+        except (KeyError, importlib.metadata.PackageNotFoundError):
+            return "unknown"
+
+    def _refuse_broken(self, name: str) -> None:
+        for broken in self.broken:
+            if name == broken.name and name not in self.algorithms and name not in self.workloads:
+                raise BrokenPlugin(
+                    f"plugin {name!r} of the package {broken.package!r} is broken: {broken.reason}",
+                    hint=f"mend or uninstall it: pip uninstall {broken.package}",
+                )
+
+
+def _installed() -> Iterator[importlib.metadata.EntryPoint]:
+    yield from sorted(importlib.metadata.entry_points(group=spec.NAME), key=lambda point: (point.name, point.value))
+
+
+def _pinned(points: Iterable[importlib.metadata.EntryPoint]) -> Iterator[importlib.metadata.EntryPoint]:
+    pin = os.environ.get(PIN)
+    wanted = None if pin is None else {name.strip() for name in pin.split(",")}
+    return (point for point in points if wanted is None or point.name in wanted)
+
+
+def _get(kind: str, name: str, table: Mapping[str, E]) -> E:
+    try:
+        return table[name]
+    except KeyError:
+        raise UnknownName(kind, name, table) from None
+
+
+def _find_target(target: str) -> None:
+    """Raise unless the module of ``target`` can be found; it is not imported."""
+    module, colon, attribute = target.partition(":")
+    if not (module and colon and attribute):
+        raise BadValue(f"target {target!r} is not of the form 'package.module:Class'")
+    if importlib.util.find_spec(module) is None:
+        raise BadValue(f"target {target!r}: there is no module {module!r}")
+
+
+def _import_target(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:
+        raise BrokenPlugin(
+            f"{target} cannot be imported: {_reason(error)}", hint="see its traceback with --debug"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

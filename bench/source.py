@@ -1,0 +1,56 @@
+"""The hash of an algorithm's source: its module and every module of the same package that it uses."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import sys
+from types import ModuleType
+
+SHARED = ("bench.plugins", "bench.workloads")
+"""Inside our own distribution only what lies below these counts as a plugin's source; the rest is the framework."""
+
+
+def source_sha256(cls: type) -> str:
+    """Return the SHA-256 over the sources of the modules that define ``cls``, ordered by module name.
+
+    Reached are the modules of its bases and of every object in the globals of a reached module, as long as they belong
+    to the same plugin package; so a change in shared numerics changes the identity of all who use them, no one else's.
+    """
+    root = _root(cls.__module__)
+    reached: set[str] = set()
+    waiting = [base.__module__ for base in cls.__mro__]
+    while waiting:
+        name = waiting.pop()
+        if name in reached or not _below(name, root) or name not in sys.modules:
+            continue
+        reached.add(name)
+        waiting += _mentioned(sys.modules[name])
+    total = hashlib.sha256()
+    for name in sorted(reached):
+        total.update(name.encode() + b"\0" + _source(sys.modules[name]) + b"\0")
+    return total.hexdigest()
+
+
+def _root(module: str) -> str:
+    return next((shared for shared in SHARED if _below(module, shared)), module.partition(".")[0])
+
+
+def _below(module: str, root: str) -> bool:
+    return module == root or module.startswith(root + ".")
+
+
+def _mentioned(module: ModuleType) -> list[str]:
+    found = []
+    for value in vars(module).values():
+        name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        if isinstance(name, str):
+            found.append(name)
+    return found
+
+
+def _source(module: ModuleType) -> bytes:
+    try:
+        return inspect.getsource(module).encode()
+    except (OSError, TypeError):  # a notebook cell or an extension module: the name alone
+        return b""

@@ -1,0 +1,210 @@
+"""Where results live: one folder with an event log per trial, and two Parquet tables derived from the logs.
+
+    results/store.json          marks the folder as ours, with its schema version
+    results/runs/<trial id>/    trial.json, events.jsonl (the truth), worker.log, checkpoint.pt while it runs
+    results/trials/             Parquet, one row per trial; pandas reads the folder
+    results/curves/             Parquet, one row per evaluation
+
+Each trial writes files of its own, so any number of processes write one store without a lock on it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import record
+from bench.errors import BadStore
+from bench.trial import MEASURED, Trial
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+MARKER = "store.json"
+TABLES = {"trials": record.TRIALS, "curves": record.CURVES}
+
+
+class Store:
+    """A results folder. ``create=True`` makes one where there is none; a foreign folder raises ``BadStore``."""
+
+    def __init__(self, root: Path, *, create: bool = False) -> None:
+        self.root = root
+        try:
+            if not (root / MARKER).exists():
+                self._start(create=create)
+            self._check_marker()
+        except OSError as error:
+            raise BadStore(
+                f"the results folder {str(root)!r} cannot be used: {error.strerror}", hint="name another: --results DIR"
+            ) from None
+
+    def _start(self, *, create: bool) -> None:
+        if self.root.exists() and not self.root.is_dir():
+            raise BadStore(f"--results {str(self.root)!r} is a file; it must be a folder")
+        if not create:
+            raise BadStore(
+                f"there are no results in {str(self.root)!r}",
+                hint="run something first (bench run ...), or name another folder: --results DIR",
+            )
+        if self.root.exists() and any(self.root.iterdir()):
+            raise BadStore(
+                f"the folder {str(self.root)!r} is not empty and not a results folder of bench (no {MARKER})",
+                hint="name an empty or a new folder: --results DIR",
+            )
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_text(self.root / MARKER, json.dumps({"bench": "results", "schema_version": record.SCHEMA_VERSION}) + "\n")
+
+    def _check_marker(self) -> None:
+        path = self.root / MARKER
+        try:
+            marker = json.loads(path.read_text(encoding="utf-8"))
+            kind, version = marker["bench"], int(marker["schema_version"])
+        except (ValueError, KeyError, TypeError):
+            raise BadStore(f"{path} is not the marker of a results folder of bench") from None
+        if kind != "results":
+            raise BadStore(f"{path} marks a folder of kind {kind!r}, not 'results'")
+        if version > record.SCHEMA_VERSION:
+            raise BadStore(
+                f"{str(self.root)!r} has schema version {version}; this bench reads up to {record.SCHEMA_VERSION}",
+                hint="install a newer bench, or name another folder: --results DIR",
+            )
+
+    # -- one trial -------------------------------------------------------------------------------------------------
+    def folder(self, trial: Trial) -> Path:
+        """Return the folder of ``trial``, made if need be, with its ``trial.json``."""
+        folder = self.root / "runs" / trial.trial_id
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "trial.json").exists():
+            temporary = folder / f"trial.json.{os.getpid()}"
+            trial.write(temporary)
+            temporary.replace(folder / "trial.json")
+        return folder
+
+    def finished(self, trial: Trial) -> dict[str, Any] | None:
+        """Return the row of ``trial`` if its outcome is a measurement, else ``None``."""
+        events = read_events(self.root / "runs" / trial.trial_id)
+        row = record.trial_row(trial, events)
+        return row if row["outcome"] in MEASURED else None
+
+    def finalise(self, trial: Trial) -> dict[str, Any]:
+        """Derive and write both tables' rows of ``trial`` from its events; return the row of ``trials``."""
+        events = read_events(self.root / "runs" / trial.trial_id)
+        row = record.trial_row(trial, events)
+        self._write("trials", trial.trial_id, [row])
+        self._write("curves", trial.trial_id, record.curve_rows(trial, events))
+        return row
+
+    def unfinished(self) -> list[Trial]:
+        """Return the trials that were begun and have no measurement yet."""
+        paths = sorted((self.root / "runs").glob("*/trial.json"))
+        return [trial for trial in map(Trial.read, paths) if self.finished(trial) is None]
+
+    def _write(self, table: str, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        folder = self.root / table
+        folder.mkdir(exist_ok=True)
+        temporary = folder / f".{trial_id}.{os.getpid()}.tmp"
+        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=TABLES[table]), temporary)
+        temporary.replace(folder / f"{trial_id}.parquet")
+
+    # -- all trials ------------------------------------------------------------------------------------------------
+    def table(self, name: str) -> pa.Table:
+        """Return the table ``name`` (``trials`` or ``curves``), rows ordered by trial; a broken file is named."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        schema = TABLES[name]
+        parts = []
+        for path in sorted((self.root / name).glob("*.parquet")):
+            try:
+                part = pq.read_table(path)
+            except (OSError, pa.ArrowException) as error:
+                raise BadStore(f"{path} cannot be read: {error}", hint="rebuild it with: bench repair") from None
+            self._check_part(path, part)
+            parts.append(part.select(schema.names).cast(schema))
+        return pa.concat_tables(parts) if parts else schema.empty_table()
+
+    def _check_part(self, path: Path, part: pa.Table) -> None:
+        found = (part.schema.metadata or {}).get(b"bench_schema_version")
+        if found is None:
+            raise BadStore(f"{path} is not a table of bench", hint="move it out of the results folder")
+        if int(found) > record.SCHEMA_VERSION:
+            raise BadStore(f"{path} has schema version {int(found)}; this bench reads up to {record.SCHEMA_VERSION}")
+
+    def trials(self) -> pd.DataFrame:
+        """Return ``trials`` as a pandas frame."""
+        return self.table("trials").to_pandas()
+
+    def curves(self) -> pd.DataFrame:
+        """Return ``curves`` as a pandas frame; ``metrics`` holds (name, value) pairs."""
+        return self.table("curves").to_pandas()
+
+
+class EventLog:
+    """Appends events to ``events.jsonl``, one JSON object a line, on disk before it returns."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "events.jsonl"
+        _drop_cut_line(self._path)
+
+    def write(self, event: str, **values: Any) -> dict[str, Any]:
+        """Append one event and return it."""
+        line = {"event": event, **values}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(jsonable(line), allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return line
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """Return the events of a trial, oldest first; a last line that was cut by a kill is left out."""
+    path = folder / "events.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    whole = lines[:-1]  # what follows the last newline was never finished
+    events = []
+    for number, line in enumerate(whole, start=1):
+        try:
+            event = json.loads(line)
+            if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+                raise TypeError
+        except (ValueError, TypeError):
+            raise BadStore(f"{path}, line {number} is not an event: {line[:60]!r}") from None
+        events.append(event)
+    return events
+
+
+def _drop_cut_line(path: Path) -> None:
+    """Cut off a last line without its newline, so that the next event starts on a line of its own."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def jsonable(value: Any) -> Any:
+    """Return ``value`` with non-finite numbers as text, since JSON has none."""
+    if isinstance(value, float) and (value != value or value in {float("inf"), float("-inf")}):  # noqa: PLR0124
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    return value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

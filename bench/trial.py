@@ -1,0 +1,126 @@
+"""A trial: one run of one algorithm on one workload tier with one hyperparameter point and one seed.
+
+``trial.json`` is everything that a worker needs; its identity is everything that can change the result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bench.errors import BadStore
+
+OUTCOMES = (
+    "reached",
+    "missed",
+    "completed",
+    "diverged",
+    "out_of_memory",
+    "timeout",
+    "error",
+    "interrupted",
+)
+"""How a trial can end. ``completed``: the whole budget was used on a tier that has no target yet."""
+
+MEASURED = frozenset({"reached", "missed", "completed", "diverged", "timeout"})
+"""The outcomes that are measurements: a repeated command skips them, and tries the others again."""
+
+Outcome = Literal["reached", "missed", "completed", "diverged", "out_of_memory", "timeout", "error", "interrupted"]
+
+
+class Strict(BaseModel):
+    """Base of what is read from a file: unknown keys are errors, values are fixed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Part(Strict):
+    """One algorithm with all its hyperparameters; ``slots`` are those that it fills in this trial."""
+
+    name: str
+    version: str
+    source_sha256: str
+    slots: tuple[str, ...]
+    values: dict[str, Any]
+
+
+class Data(Strict):
+    """The data of a trial: how to open it, and what it must turn out to be."""
+
+    source: str
+    directory: str | None
+    tokenizer: str | None
+    sha256: str
+    label: str
+
+
+class Protocol(Strict):
+    """The tuning protocol that a trial belongs to."""
+
+    name: str
+    version: str
+    sha256: str
+
+
+class Trial(Strict):
+    """Everything that a worker needs to run one trial, as stored in ``trial.json``."""
+
+    algorithm: Part
+    fillers: tuple[Part, ...]
+    workload: str
+    workload_version: str
+    tier: str
+    precision: str
+    data: Data
+    protocol: Protocol
+    study: int
+    point: int
+    seed: int
+    device: str
+    device_class: str
+    threads: int | None
+    timeout_s: float
+    checkpoint_every_s: float
+    command_line: str
+
+    def identity(self) -> dict[str, Any]:
+        """Return what can change the result, and nothing else."""
+        parts = {"algorithm", "fillers", "workload", "workload_version", "tier", "precision", "study", "point", "seed"}
+        identity = self.model_dump(mode="json", include=parts | {"device_class", "protocol"})
+        return identity | {"data": {"source": self.data.source, "sha256": self.data.sha256}}
+
+    @property
+    def trial_id(self) -> str:
+        """The first 20 hexadecimal digits of the SHA-256 of the identity."""
+        return digest(self.identity())[:20]
+
+    def write(self, path: Path) -> None:
+        """Write ``trial.json``."""
+        path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Trial:
+        """Read ``trial.json``; a missing, foreign or broken one raises :class:`~bench.errors.BadStore`."""
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise BadStore(f"cannot read {path}: {error.strerror}", hint="give the path of a trial.json") from None
+        except (ValidationError, UnicodeDecodeError) as error:
+            raise BadStore(f"{path} is not a trial of this version of bench: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(str(part) for part in first['loc']) or 'file'}: {first['msg']}"
+    return str(error).splitlines()[0]
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of ``value`` as canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

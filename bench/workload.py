@@ -1,0 +1,143 @@
+"""What is held fixed: a model, its data, its loss, its target, its budget and its reference algorithm."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from bench.errors import BadData, UnknownName
+from bench.roles import Role
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from bench.algorithm import Batch
+
+Precision = Literal["fp32", "amp-bf16", "bf16"]
+"""``fp32``; ``amp-bf16``: fp32 weights and states under bf16 autocast; ``bf16``: weights, gradients, states in bf16."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The quality to reach, and how it was set."""
+
+    value: float
+    how: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tier:
+    """One size of a workload.
+
+    ``steps`` and ``budget_s`` bound a trial, ``timeout_s`` bounds its process; ``evaluate_every`` is in steps;
+    ``batch_size`` and ``micro_batch_size`` are in sequences or examples; ``patience_steps`` is how long training goes on
+    after the target (``None``: to the end of the budget, so that the quality at budget is known); ``reference`` maps
+    the algorithms that fill the slots which the one under test leaves empty to their tuned values; ``tuning`` says how
+    they were tuned; ``device_class`` is the hardware on which target, ``predicted_cv`` (of steps-to-target over seeds)
+    and ``expected_s`` were measured; ``source`` is the data that is used unless another is named; ``default_on`` lists
+    the kinds of device (``cpu``, ``cuda``) on which this tier is the default.
+    """
+
+    steps: int
+    evaluate_every: int
+    batch_size: int
+    micro_batch_size: int
+    precision: Precision
+    reference: Mapping[str, Mapping[str, Any]]
+    tuning: str
+    source: str
+    device_class: str
+    target: Target | None = None
+    budget_s: float | None = None
+    timeout_s: float = 24 * 3600.0
+    patience_steps: int | None = None
+    predicted_cv: float | None = None
+    expected_s: float | None = None
+    default_on: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRequest:
+    """The data that a user asked for; ``source`` ``None`` means the tier's own."""
+
+    source: str | None = None
+    directory: Path | None = None
+    tokenizer: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataIdentity:
+    """What the data is: its ``source``, the SHA-256 of its content and preparation, and a line for people."""
+
+    source: str
+    sha256: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Workload(ABC):
+    """One tier of a fixed problem, bound to its data.
+
+    A subclass sets the class facts and implements the methods. ``version`` is raised by any change that can change a
+    result; records compare only within the same major.minor. ``roles`` maps patterns of parameter names to roles.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[str]
+    metric: ClassVar[str]
+    direction: ClassVar[Literal["min", "max"]]
+    tiers: ClassVar[Mapping[str, Tier]]
+    sources: ClassVar[tuple[str, ...]]
+    roles: ClassVar[Mapping[str, Role]]
+
+    tier_name: str
+    request: DataRequest = field(default_factory=DataRequest)
+
+    def __post_init__(self) -> None:
+        """Refuse a tier or a source that this workload does not have."""
+        if self.tier_name not in self.tiers:
+            raise UnknownName(f"tier of {self.name}", self.tier_name, self.tiers)
+        if self.source not in self.sources:
+            raise UnknownName(f"data source of {self.name}", self.source, self.sources)
+        if (self.source == "local") != (self.request.directory is not None):
+            raise BadData("local data and a data directory belong together", hint="use --data-dir DIR alone")
+
+    @property
+    def tier(self) -> Tier:
+        """The tier's definition."""
+        return self.tiers[self.tier_name]
+
+    @property
+    def source(self) -> str:
+        """The data source that this workload reads."""
+        if self.request.source is not None:
+            return self.request.source
+        return "local" if self.request.directory is not None else self.tier.source
+
+    @abstractmethod
+    def data(self) -> DataIdentity:
+        """Return the identity of the data; raises :class:`~bench.errors.BadData` where it is missing or corrupt."""
+
+    @abstractmethod
+    def model(self, seed: int, device: torch.device) -> nn.Module:
+        """Return the freshly initialised fp32 model; the same seed gives the same weights."""
+
+    @abstractmethod
+    def batches(self, seed: int, start: int, device: torch.device) -> Iterator[Batch]:
+        """Yield the endless training batches, beginning with number ``start``; the seed sets their order."""
+
+    @abstractmethod
+    def example(self, device: torch.device) -> Batch:
+        """Return a smallest batch with the right keys, dtypes and ranks; its content means nothing (estimates)."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the scalar training loss of a micro-batch; honours ``batch["weights"]`` (B,) where present."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """Return the metrics on the fixed validation set, :attr:`metric` among them."""

@@ -1,0 +1,138 @@
+"""What our optimizers share: the closure, exact resume, and the pieces in which many tensors are processed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+
+T = TypeVar("T")
+Group = dict[str, Any]
+
+PIECE_ELEMENTS = 2**22
+"""Most elements that a batched or foreach operation takes at once, a single larger tensor aside.
+
+Temporaries of a step then stay at a few times 16 MiB in fp32 whatever the size of the model, while small tensors, where
+the cost is in starting an operation, still go together.
+"""
+
+
+class BaseOptimizer(torch.optim.Optimizer):
+    """Base of our optimizers: a subclass writes :meth:`_update`, which steps some parameters of one group.
+
+    State of a parameter holds tensors on the parameter's device and a Python integer ``step``, nothing else, so that
+    ``state_dict`` can be saved and loaded with ``weights_only=True``.
+    """
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Make one step with the gradients at hand and return the loss of ``closure``, which is called first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self._update(group, with_gradient(group))
+        return loss
+
+    def _update(self, group: Group, parameters: Sequence[nn.Parameter]) -> None:
+        """Step ``parameters`` of ``group``; each has a gradient."""
+        raise NotImplementedError
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load ``state_dict``, keeping the dtype of every state tensor.
+
+        torch casts the state of a floating-point parameter to the parameter's dtype: fp32 moments of a bf16 parameter
+        would be rounded, 8-bit codes turned into floats, and a resumed run would differ from an undisturbed one.
+        """
+        saved: dict[Any, Any] = {}
+
+        def take(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+            saved.update(state=loaded["state"], groups=loaded["param_groups"])
+            return {**loaded, "state": {}}
+
+        def put(_: torch.optim.Optimizer) -> None:
+            numbers = (number for group in saved["groups"] for number in group["params"])
+            parameters = dict(zip(numbers, all_parameters(self), strict=True))
+            for number, state in saved["state"].items():
+                parameter = parameters[number]
+                self.state[parameter] = {key: _copied(value, parameter.device) for key, value in state.items()}
+
+        # Last of the pre-hooks and first of the post-hooks: those of the user see what they would see in torch.
+        hooks = (
+            self.register_load_state_dict_pre_hook(take),
+            self.register_load_state_dict_post_hook(put, prepend=True),
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _copied(value: Any, device: torch.device) -> Any:
+    return value.to(device, copy=True) if isinstance(value, Tensor) else value
+
+
+def all_parameters(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
+    """Yield every parameter of ``optimizer`` in the order of its groups."""
+    for group in optimizer.param_groups:
+        yield from group["params"]
+
+
+def with_gradient(group: Group) -> list[nn.Parameter]:
+    """Return the parameters of ``group`` that have a gradient; a sparse one raises ``RuntimeError``."""
+    parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+    for parameter in parameters:
+        if parameter.grad.is_sparse:
+            raise RuntimeError(
+                f"the gradient of {parameter_name(group, parameter)} is sparse; this optimizer takes dense gradients "
+                "only: build the embedding with sparse=False"
+            )
+    return parameters
+
+
+def parameter_name(group: Mapping[str, Any], parameter: Tensor) -> str:
+    """Return what to call ``parameter`` of ``group`` in a message: its name where one was given, and its shape."""
+    shape = f"of shape {tuple(parameter.shape)}"
+    names = group.get("param_names")
+    index = next(i for i, other in enumerate(group["params"]) if other is parameter)
+    return f"{names[index]!r} {shape}" if names else f"parameter {index} {shape}"
+
+
+def decay_weights(parameters: Sequence[nn.Parameter], group: Mapping[str, Any]) -> None:
+    """Apply the decoupled weight decay of ``group``, W ← W (1 - η λ), in place."""
+    if group["weight_decay"]:
+        torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
+
+
+def bucketed(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
+    """Return ``items`` in lists of equal ``key``, in the order of first appearance."""
+    buckets: dict[Hashable, list[T]] = {}
+    for item in items:
+        buckets.setdefault(key(item), []).append(item)
+    return list(buckets.values())
+
+
+def pieces(tensors: Sequence[nn.Parameter], *, limit: int = PIECE_ELEMENTS) -> Iterator[list[nn.Parameter]]:
+    """Yield ``tensors`` in consecutive lists of at most ``limit`` elements each, or of one tensor that is larger."""
+    piece: list[nn.Parameter] = []
+    elements = 0
+    for tensor in tensors:
+        if piece and elements + tensor.numel() > limit:
+            yield piece
+            piece, elements = [], 0
+        piece.append(tensor)
+        elements += tensor.numel()
+    if piece:
+        yield piece

@@ -1,0 +1,275 @@
+"""GaLore: Adam whose moments live in a low-rank projection of each gradient matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor, nn
+
+from bench import Algorithm, Choice, Linear, Log, Role, hyper
+from bench.errors import BadValue, SlotMismatch
+from bench.plugins.optimizers._adam import adam_direction, adam_directions, bias_factor
+from bench.plugins.optimizers._base import BaseOptimizer, Group, bucketed, decay_weights, parameter_name, pieces
+from bench.plugins.optimizers._projection import (
+    BasisFunction,
+    Projection,
+    ProjectionType,
+    Side,
+    gram_basis,
+    side_of,
+    undefined_projection,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch.optim.optimizer import ParamsT
+
+    from bench import NamedParameters, Run
+
+PROJECTED_ROLES = frozenset({Role.ATTENTION_Q, Role.ATTENTION_K, Role.ATTENTION_V, Role.ATTENTION_O, Role.MLP})
+"""The roles whose matrices the published runs project."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaLore(Algorithm):
+    """GaLore for the matrices of attention and MLP roles, plain Adam at the full learning rate for everything else.
+
+    See :class:`GaLoreAdamW` for the rule. ``rank=None`` means a quarter of the short side of each matrix, the ratio of
+    the published LLaMA runs of 60M, 350M, 1B and 7B (128 of 512, 256 of 1024, 512 of 2048, 1024 of 4096; the 130M run
+    used 256 of 768). ``update_gap=None`` means 200 steps, the published value, or a sixth of a shorter run.
+
+    Source: arXiv:2403.03507, jiaweizzhao/GaLore.
+    Deviations: see ``deviations``. Where the paper's Algorithm 2 and the authors' code disagree this follows the code:
+    sign and shapes of M and V, ε 1e-6 (the paper says 1e-8) added to the uncorrected root of V.
+    """
+
+    name = "galore"
+    deviations = (
+        (
+            "The basis comes from an fp64 eigendecomposition of the gradient's Gram matrix, not from an fp32 SVD: the same "
+            "singular vectors with signs fixed, where the reference takes the signs that its LAPACK returns."
+        ),
+        "The default rank is a quarter of each matrix's short side; the published 130M run used a third.",
+        "The default update gap is at most a sixth of the run, so that short runs renew the basis too.",
+    )
+
+    lr: Annotated[float, Gt(0)] = hyper(1e-2, search=Log(1e-3, 2e-2), help="peak learning rate η")
+    rank: Annotated[int, Ge(1)] | None = hyper(None, help="rank r; none: a quarter of the short side")
+    update_gap: Annotated[int, Ge(1)] | None = hyper(
+        None, search=Choice((50, 100, 200, 500, 1000)), help="steps between two bases, T; none: min(200, steps / 6)"
+    )
+    scale: Annotated[float, Gt(0)] = hyper(0.25, search=Log(0.1, 1.0), help="factor of the projected update, α")
+    beta1: Annotated[float, Ge(0), Lt(1)] = hyper(0.9, help="decay of the first moment, β₁")
+    beta2: Annotated[float, Ge(0), Lt(1)] = hyper(
+        0.999, search=Choice((0.95, 0.99, 0.999)), help="decay of the second moment, β₂"
+    )
+    eps: Annotated[float, Ge(0)] = hyper(1e-6, help="ε, added to the uncorrected root of the second moment")
+    weight_decay: Annotated[float, Ge(0)] = hyper(0.0, search=Linear(0.0, 0.1), help="decoupled weight decay λ")
+    projection_type: ProjectionType = hyper("std", help="which side is projected")
+
+    def optimizer(self, named_parameters: NamedParameters, run: Run) -> GaLoreAdamW:
+        """Return one optimizer with a projected group per rank and a group of plain Adam."""
+        return self._build(GaLoreAdamW, named_parameters, run)
+
+    def _build(self, kind: type[GaLoreAdamW], named_parameters: NamedParameters, run: Run) -> GaLoreAdamW:
+        return kind(
+            self._groups(named_parameters, run),
+            lr=self.lr,
+            betas=(self.beta1, self.beta2),
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            update_gap=self.update_gap or min(200, max(1, run.steps // 6)),
+            scale=self.scale,
+            projection_type=self.projection_type,
+        )
+
+    def _groups(self, named_parameters: NamedParameters, run: Run) -> list[Group]:
+        by_rank: dict[int, list[tuple[str, nn.Parameter]]] = {}
+        rest = []
+        for name, parameter in named_parameters:
+            if run.role(name) in PROJECTED_ROLES and parameter.ndim == 2:
+                rank = self.rank or max(1, min(parameter.shape) // 4)
+                by_rank.setdefault(rank, []).append((name, parameter))
+            else:
+                rest.append((name, parameter))
+        if not by_rank:
+            raise SlotMismatch(
+                f"{self.name} found no matrix with an attention or MLP role, so nothing to project",
+                hint="use adamw, or give the workload's matrices their roles",
+            )
+        groups: list[Group] = [{"params": matrices, "rank": rank} for rank, matrices in by_rank.items()]
+        return [*groups, {"params": rest}] if rest else groups
+
+
+class GaLoreAdamW(BaseOptimizer):
+    r"""Adam in a low-rank projection of each matrix, and plain Adam for groups without a rank.
+
+    With gradient G (m, n), t = 0, 1, 2, ... steps made before this one, T = ``update_gap``, α = ``scale``, η = ``lr``:
+
+        if t mod T = 0:  Q = first r right singular vectors of G (n, r)  if m >= n
+                         P = first r left singular vectors of G (m, r)   if m < n
+        R = G Q   or   Pᵀ G
+        M ← β₁ M + (1-β₁) R,   V ← β₂ V + (1-β₂) R²       neither reset nor rotated when the basis changes
+        N = M / (√V + ε)
+        W ← W - η √(1-β₂ᵏ)/(1-β₁ᵏ) α (N Qᵀ or P N)        k = t + 1
+        W ← W - η λ W                                     λ = ``weight_decay``, not scaled by α
+
+    A group with a ``rank`` is projected and holds matrices only; a group without one takes the same steps with R = G
+    and α = 1. State of a projected matrix: the basis, M and V, in the gradient's dtype: s r + 2 r l elements for short
+    side s and long side l. ``projection_type`` is "std" (the short side, as above), "reverse_std" (the long side), "left",
+    "right" or "full" (both sides, R of shape (r, r)).
+
+        matrices = [p for p in model.layers.parameters() if p.ndim == 2]
+        rest = [*model.embedding.parameters(), *model.head.parameters()]
+        optimizer = GaLoreAdamW([{"params": matrices, "rank": 128}, {"params": rest}], lr=0.01)
+
+    ``basis`` finds P and Q: :func:`~bench.plugins.optimizers._projection.gram_basis` (fast and accurate), ``svd_basis``
+    (the published SVD) or ``subspace_basis`` (approximate). ``foreach=False`` steps one tensor at a time. Bad values,
+    ranks above the short side and projected tensors that are no matrices raise :class:`~bench.errors.BadValue`, sparse
+    gradients ``RuntimeError``. A gradient that is not finite makes the weights NaN, as with any optimizer.
+
+    Source: arXiv:2403.03507 and jiaweizzhao/GaLore ``galore_torch/adamw.py``.
+    Deviations: those of :class:`GaLore`.
+    """
+
+    algorithm: ClassVar[type[GaLore]] = GaLore
+    """Where the domains of the options are written."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-2,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        *,
+        rank: int | None = None,
+        update_gap: int = 200,
+        scale: float = 0.25,
+        projection_type: ProjectionType = "std",
+        basis: BasisFunction = gram_basis,
+        foreach: bool = True,
+    ) -> None:
+        self.basis = basis
+        adam = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        galore = {"rank": rank, "update_gap": update_gap, "scale": scale, "projection_type": projection_type}
+        super().__init__(params, adam | galore | {"foreach": foreach})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickling keeps; the basis function is not part of ``state_dict``."""
+        return super().__getstate__() | {"basis": self.basis}  # type: ignore[no-untyped-call]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group after checking its options and the shapes of its parameters."""
+        if "update_proj_gap" in param_group or "proj_type" in param_group:
+            raise BadValue(
+                f"{self.algorithm.name}: a parameter group has the options {sorted(param_group)}",
+                hint="write update_gap for update_proj_gap, and projection_type for proj_type",
+            )
+        options = self.defaults | param_group
+        beta1, beta2 = options["betas"]
+        names = ("lr", "eps", "weight_decay", "rank", "update_gap", "scale", "projection_type")
+        self.algorithm.check(beta1=beta1, beta2=beta2, **{name: options[name] for name in names})
+        super().add_param_group(param_group)
+        try:
+            _refuse_bad_shapes(self.algorithm.name, self.param_groups[-1])
+        except BadValue:
+            self.param_groups.pop()
+            raise
+
+    # -- one step --------------------------------------------------------------------------------------------------
+    def _update(self, group: Group, parameters: Sequence[nn.Parameter]) -> None:
+        projected = group["rank"] is not None
+        buckets = bucketed(
+            parameters, lambda p: (p.device, p.dtype, self.state[p].get("step", 0), p.shape if projected else None)
+        )
+        for bucket in buckets:
+            for piece in pieces(bucket) if group["foreach"] else ([parameter] for parameter in bucket):
+                if projected:
+                    self._update_projected(group, piece)
+                else:
+                    self._update_plain(group, piece)
+
+    def _update_plain(self, group: Group, parameters: Sequence[nn.Parameter]) -> None:
+        """Make a plain Adam step with ``parameters`` of one device, dtype and number of steps."""
+        directions, size = self._directions(group, parameters, [parameter.grad for parameter in parameters])
+        torch._foreach_add_(parameters, directions, alpha=-size)
+        decay_weights(parameters, group)
+
+    def _update_projected(self, group: Group, parameters: Sequence[nn.Parameter]) -> None:
+        """Make a GaLore step with ``parameters`` of one shape, device, dtype and number of steps."""
+        gradients = _stacked([parameter.grad for parameter in parameters])
+        projection = self._projection(group, parameters, gradients)
+        directions, size = self._directions(group, parameters, projection.down(gradients).unbind())
+        updates = projection.up(_stacked(directions)).unbind()
+        torch._foreach_add_(parameters, updates, alpha=-size * group["scale"])
+        decay_weights(parameters, group)
+
+    def _projection(self, group: Group, parameters: Sequence[nn.Parameter], gradients: Tensor) -> Projection:
+        """Return the stacked bases of ``parameters``, renewed where the gap is over."""
+        states = [self.state[parameter] for parameter in parameters]
+        previous = _stored_projection(states)
+        if previous is not None and states[0]["step"] % group["update_gap"] != 0:
+            return previous
+        side = side_of(parameters[0].shape, group["projection_type"])
+        projection = self._new_projection(gradients, group["rank"], side, previous)
+        for name, bases in zip(Projection._fields, projection, strict=True):
+            for index, state in enumerate(states if bases is not None else ()):
+                # A copy of its own, so that no state keeps the whole batch alive.
+                state[name] = bases[index].clone()
+        return projection
+
+    def _new_projection(self, gradients: Tensor, rank: int, side: Side, previous: Projection | None) -> Projection:
+        try:
+            return self.basis(gradients, rank, side, previous)
+        except torch.linalg.LinAlgError:
+            if gradients.isfinite().all():
+                raise
+            # A run that diverges must end as every optimizer lets it end, in weights that are not finite.
+            return undefined_projection(gradients, rank, side)
+
+    def _directions(
+        self, group: Group, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]
+    ) -> tuple[list[Tensor], float]:
+        """Advance the moments by ``gradients`` (projected or not); return N of each, and η √(1-β₂ᵏ)/(1-β₁ᵏ)."""
+        states = [self.state[parameter] for parameter in parameters]
+        for state, gradient in zip(states, gradients, strict=True):
+            if "exp_avg" not in state:
+                state |= {"exp_avg": torch.zeros_like(gradient), "exp_avg_sq": torch.zeros_like(gradient)}
+            state["step"] = state.get("step", 0) + 1
+        moments = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")]
+        size = group["lr"] * bias_factor(group["betas"], states[0]["step"])
+        if group["foreach"]:
+            return adam_directions(gradients, *moments, group["betas"], group["eps"]), size
+        tensors = zip(gradients, *moments, strict=True)
+        return [adam_direction(*three, group["betas"], group["eps"]) for three in tensors], size
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """Return ``tensors`` of one shape as one batch; a single one without a copy."""
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
+
+
+def _stored_projection(states: Sequence[dict[str, Any]]) -> Projection | None:
+    bases = [_stacked([state[name] for state in states]) if name in states[0] else None for name in Projection._fields]
+    return Projection(*bases) if any(basis is not None for basis in bases) else None
+
+
+def _refuse_bad_shapes(name: str, group: Group) -> None:
+    rank = group["rank"]
+    for parameter in group["params"] if rank is not None else ():
+        which = parameter_name(group, parameter)
+        if parameter.ndim != 2:
+            raise BadValue(
+                f"{name}: {which} is no matrix and cannot be projected",
+                hint="put it into a group without a rank, where it takes plain Adam steps",
+            )
+        if rank > min(parameter.shape):
+            raise BadValue(
+                f"{name}: rank = {rank!r} ({type(rank).__name__}) is not allowed for {which}",
+                hint=f"rank is an int, 1 <= rank <= {min(parameter.shape)}, the matrix's short side",
+            )

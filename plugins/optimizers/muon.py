@@ -1,0 +1,257 @@
+"""Muon: the momentum of each hidden matrix is orthogonalised before it becomes the step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor, nn
+
+from bench import HIDDEN_MATRICES, Algorithm, Choice, Linear, Log, hyper
+from bench.errors import BadValue, SlotMismatch
+from bench.plugins.optimizers._adam import adam_direction, adam_directions, bias_factor, corrected_eps
+from bench.plugins.optimizers._base import BaseOptimizer, Group, bucketed, decay_weights, parameter_name, pieces
+from bench.plugins.optimizers._orthogonalize import newton_schulz, newton_schulz_batched
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch.optim.optimizer import ParamsT
+
+    from bench import NamedParameters, Run
+
+ShapeFactor = Literal["original", "match_rms_adamw", "spectral_unclamped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Muon(Algorithm):
+    """Muon for the matrices and convolutions of hidden roles, AdamW for everything else.
+
+    See :class:`MuonOptimizer` for the rule. A parameter goes to Muon if its role is in ``bench.HIDDEN_MATRICES`` and it
+    has at least two dimensions; a network's first convolution belongs to AdamW, so a workload gives it another role. A
+    fused QKV matrix is orthogonalised whole. The search range of ``lr`` belongs to ``shape_factor="original"``.
+
+    Source: kellerjordan.github.io/posts/muon, KellerJordan/Muon ``muon.py``; arXiv:2502.16982 for the factor
+    "match_rms_adamw".
+    Deviations: see ``deviations``.
+    """
+
+    name = "muon"
+    deviations = (
+        (
+            "The shape factor of a convolution comes from its (out, in*kh*kw) view; the reference code takes it from the "
+            "last two dimensions of the 4-D gradient."
+        ),
+        (
+            "The norm before Newton-Schulz is taken in fp32 and floored at 1e-7; the reference code takes it in bfloat16 "
+            "and adds 1e-7."
+        ),
+        "The gradient is left as it is; the reference code overwrites it.",
+    )
+
+    lr: Annotated[float, Gt(0)] = hyper(0.02, search=Log(2e-3, 0.1), help="peak learning rate η of the matrices")
+    momentum: Annotated[float, Ge(0), Lt(1)] = hyper(
+        0.95, search=Choice((0.85, 0.9, 0.95, 0.98)), help="decay of the momentum, μ"
+    )
+    nesterov: bool = hyper(True, help="orthogonalise (1-μ) G + μ M instead of M")
+    newton_schulz_steps: Annotated[int, Ge(1), Lt(100)] = hyper(5, help="iterations of the orthogonalisation")
+    shape_factor: ShapeFactor = hyper("original", help="how the step scales with the shape of the matrix")
+    weight_decay: Annotated[float, Ge(0)] = hyper(
+        0.0, search=Linear(0.0, 0.2), help="decoupled weight decay λ of the matrices"
+    )
+    adamw_lr: Annotated[float, Gt(0)] = hyper(3e-4, search=Log(1e-4, 1e-2), help="peak learning rate of AdamW")
+    adamw_beta1: Annotated[float, Ge(0), Lt(1)] = hyper(0.9, help="first decay of AdamW, β₁")
+    adamw_beta2: Annotated[float, Ge(0), Lt(1)] = hyper(0.95, help="second decay of AdamW, β₂")
+    adamw_eps: Annotated[float, Ge(0)] = hyper(1e-10, help="AdamW's ε")
+    adamw_weight_decay: Annotated[float, Ge(0)] = hyper(0.0, help="decoupled weight decay of AdamW")
+
+    def optimizer(self, named_parameters: NamedParameters, run: Run) -> MuonOptimizer:
+        """Return one optimizer with a Muon group and an AdamW group."""
+        matrices, rest = [], []
+        for name, parameter in named_parameters:
+            hidden = run.role(name) in HIDDEN_MATRICES and parameter.ndim >= 2
+            (matrices if hidden else rest).append((name, parameter))
+        if not matrices:
+            raise SlotMismatch(
+                "muon found no parameter with a hidden role and two or more dimensions, so nothing to orthogonalise",
+                hint="use adamw, or give the workload's matrices their roles",
+            )
+        groups: list[Group] = [{"params": matrices}]
+        if rest:
+            betas = (self.adamw_beta1, self.adamw_beta2)
+            groups.append({"params": rest, "algorithm": "adamw", "lr": self.adamw_lr, "betas": betas})
+            groups[-1] |= {"eps": self.adamw_eps, "weight_decay": self.adamw_weight_decay}
+        return MuonOptimizer(
+            groups,
+            lr=self.lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            newton_schulz_steps=self.newton_schulz_steps,
+            shape_factor=self.shape_factor,
+            weight_decay=self.weight_decay,
+        )
+
+
+MUON_OPTIONS = ("lr", "weight_decay", "momentum", "nesterov", "newton_schulz_steps", "shape_factor")
+ADAMW_DEFAULTS = {"lr": 3e-4, "betas": (0.9, 0.95), "eps": 1e-10, "weight_decay": 0.0}
+
+
+class MuonOptimizer(BaseOptimizer):
+    r"""Muon for matrices, with AdamW groups for what is no hidden matrix.
+
+    With weight W (m, n), gradient G and momentum M (zero at first):
+
+        M ← M + (1-μ) (G - M)
+        U = (1-μ) G + μ M  if nesterov else  M
+        X = NewtonSchulz(U)                                    approximately the polar factor of U
+        W ← W (1 - η λ)
+        W ← W - η f X
+
+    η is ``lr``, μ is ``momentum``, λ is ``weight_decay``; the factor f is
+
+        "original"            √max(1, m/n)
+        "match_rms_adamw"     0.2 √max(m, n)    the step's RMS is then about 0.2 η, so AdamW's learning rates fit
+        "spectral_unclamped"  √(m/n)
+
+    A parameter of more than two dimensions is seen as (out, rest). State: M, of the parameter's shape and dtype.
+    A group with ``"algorithm": "adamw"`` takes AdamW steps (torch.optim.AdamW's rule) and has the options ``lr`` 3e-4,
+    ``betas`` (0.9, 0.95), ``eps`` 1e-10 and ``weight_decay`` 0; embeddings, the output head, biases and norms belong
+    there:
+
+        matrices = [p for p in model.layers.parameters() if p.ndim == 2]
+        rest = [*model.embedding.parameters(), *model.head.parameters()]
+        optimizer = MuonOptimizer([{"params": matrices}, {"params": rest, "algorithm": "adamw"}], lr=0.02)
+
+    ``foreach=False`` steps one tensor at a time. Bad values and vectors in a Muon group raise
+    :class:`~bench.errors.BadValue`, sparse gradients ``RuntimeError``.
+
+    Source: KellerJordan/Muon ``muon.py``. Deviations: those of :class:`Muon`.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        *,
+        nesterov: bool = True,
+        newton_schulz_steps: int = 5,
+        shape_factor: ShapeFactor = "original",
+        foreach: bool = True,
+    ) -> None:
+        options = (lr, weight_decay, momentum, nesterov, newton_schulz_steps, shape_factor)
+        super().__init__(
+            params, dict(zip(MUON_OPTIONS, options, strict=True)) | {"algorithm": "muon", "foreach": foreach}
+        )
+
+    def add_param_group(self, param_group: dict[str, object]) -> None:
+        """Add a group after checking its options and the shapes of its parameters."""
+        algorithm = param_group.get("algorithm", "muon")
+        if algorithm == "adamw":
+            param_group = ADAMW_DEFAULTS | param_group
+            beta1, beta2 = param_group["betas"]
+            named = {"lr": param_group["lr"], "beta1": beta1, "beta2": beta2, "eps": param_group["eps"]}
+            named["weight_decay"] = param_group["weight_decay"]
+            Muon.check(**{f"adamw_{name}": value for name, value in named.items()})
+        elif algorithm == "muon":
+            options = self.defaults | param_group
+            Muon.check(**{name: options[name] for name in MUON_OPTIONS})
+        else:
+            raise BadValue(
+                f"muon: algorithm = {algorithm!r} ({type(algorithm).__name__}) is not allowed in a parameter group",
+                hint="algorithm is one of 'muon', 'adamw'",
+            )
+        super().add_param_group(param_group)
+        try:
+            _refuse_vectors(self.param_groups[-1])
+        except BadValue:
+            self.param_groups.pop()
+            raise
+
+    def _update(self, group: Group, parameters: Sequence[nn.Parameter]) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter] = _fresh_state(parameter, group)
+        if group["algorithm"] == "adamw":
+            self._update_adamw(group, parameters)
+            return
+        for bucket in bucketed(parameters, lambda parameter: (parameter.device, parameter.dtype, parameter.shape)):
+            for piece in pieces(bucket):
+                momenta = [self.state[parameter]["momentum"] for parameter in piece]
+                gradients = [parameter.grad for parameter in piece]
+                if group["foreach"]:
+                    muon_batched(piece, gradients, momenta, group)
+                else:
+                    for tensors in zip(piece, gradients, momenta, strict=True):
+                        muon_single(*tensors, group)
+
+    def _update_adamw(self, group: Group, parameters: Sequence[nn.Parameter]) -> None:
+        betas = group["betas"]
+        for parameter in parameters:
+            self.state[parameter]["step"] += 1
+        for bucket in bucketed(parameters, lambda p: (p.device, p.dtype, self.state[p]["step"])):
+            step = self.state[bucket[0]]["step"]
+            eps, size = corrected_eps(group["eps"], betas, step), group["lr"] * bias_factor(betas, step)
+            for piece in pieces(bucket):
+                states = [self.state[parameter] for parameter in piece]
+                moments = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")]
+                gradients = [parameter.grad for parameter in piece]
+                decay_weights(piece, group)
+                if group["foreach"]:
+                    directions = adam_directions(gradients, *moments, betas, eps)
+                else:
+                    directions = [adam_direction(*ts, betas, eps) for ts in zip(gradients, *moments, strict=True)]
+                torch._foreach_add_(piece, directions, alpha=-size)
+
+
+def _refuse_vectors(group: Group) -> None:
+    for parameter in group["params"] if group["algorithm"] == "muon" else ():
+        if parameter.ndim < 2:
+            raise BadValue(
+                f"muon: {parameter_name(group, parameter)} has fewer than two dimensions and cannot be orthogonalised",
+                hint='put it into a group with "algorithm": "adamw"',
+            )
+
+
+def _fresh_state(parameter: Tensor, group: Group) -> Group:
+    if group["algorithm"] == "adamw":
+        return {"step": 0, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+    return {"momentum": torch.zeros_like(parameter)}
+
+
+def step_factor(shape: torch.Size, kind: ShapeFactor) -> float:
+    """Return f for a parameter of ``shape``, seen as (rows, columns) = (out, everything else)."""
+    rows, columns = shape[0], math.prod(shape[1:])
+    if kind == "original":
+        return math.sqrt(max(1.0, rows / columns))
+    if kind == "match_rms_adamw":
+        return 0.2 * math.sqrt(max(rows, columns))
+    return math.sqrt(rows / columns)
+
+
+def muon_single(weight: Tensor, gradient: Tensor, momentum: Tensor, options: Group) -> None:
+    """Step one matrix; the readable form."""
+    mu, lr = options["momentum"], options["lr"]
+    momentum.lerp_(gradient, 1.0 - mu)
+    mixed = gradient.lerp(momentum, mu) if options["nesterov"] else momentum
+    polar = newton_schulz(mixed.flatten(1), options["newton_schulz_steps"]).reshape(weight.shape)
+    weight.mul_(1.0 - lr * options["weight_decay"])
+    weight.add_(polar.to(weight.dtype), alpha=-lr * step_factor(weight.shape, options["shape_factor"]))
+
+
+def muon_batched(
+    weights: Sequence[Tensor], gradients: Sequence[Tensor], momenta: Sequence[Tensor], options: Group
+) -> None:
+    """Step matrices of one shape, dtype and device, their Newton-Schulz iterations as one batch."""
+    mu, lr = options["momentum"], options["lr"]
+    torch._foreach_lerp_(momenta, gradients, 1.0 - mu)
+    mixed = torch._foreach_lerp(gradients, momenta, mu) if options["nesterov"] else momenta
+    stack = torch.stack([matrix.flatten(1) for matrix in mixed])
+    polar = newton_schulz_batched(stack, options["newton_schulz_steps"]).to(weights[0].dtype)
+    decay_weights(weights, options)
+    steps = [x.reshape(weights[0].shape) for x in polar.unbind()]
+    torch._foreach_add_(weights, steps, alpha=-lr * step_factor(weights[0].shape, options["shape_factor"]))

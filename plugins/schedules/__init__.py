@@ -1,0 +1,26 @@
+"""Schedules: how the learning rate changes over a run."""
+
+from __future__ import annotations
+
+from bench import Entry, hookimpl
+
+
+@hookimpl
+def bench_algorithms() -> list[Entry]:
+    """Return the entries of the schedules."""
+    return [
+        Entry(
+            name="warmup-cosine",
+            target="bench.plugins.schedules.warmup_cosine:WarmupCosine",
+            track="schedule",
+            paper="arXiv:1608.03983",
+            summary="linear warm-up from zero, then a cosine to a tenth of the peak",
+        ),
+        Entry(
+            name="warmup-linear",
+            target="bench.plugins.schedules.warmup_linear:WarmupLinear",
+            track="schedule",
+            paper="arXiv:1810.04805",
+            summary="linear warm-up from zero, then a line to a tenth of the peak",
+        ),
+    ]
