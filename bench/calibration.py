@@ -38,7 +38,7 @@ _CUDA = _Size(n=2048, products=8, copy_bytes=32 * 2**20, copies=32, repetitions=
 
 @dataclass(frozen=True)
 class CalibrationReading:
-    """Seconds of the fixed float32 matrix products and of the fixed memory copies, each the minimum of its repetitions."""
+    """Seconds of the fixed float32 matrix products and of the fixed copies, each the minimum of its repetitions."""
 
     matmul_s: float
     copy_s: float
@@ -47,8 +47,8 @@ class CalibrationReading:
 def measure(device: torch.device | str) -> CalibrationReading:
     """Run the probe (about 20 ms on one CPU core) and return its reading.
 
-    It uses torch's threads as they are set, draws no random numbers, and changes none of torch's settings. On a GPU its 64 MiB are
-    live while it runs: pause the allocator's peaks around it. On a CPU it keeps 16 MiB.
+    It uses torch's threads as they are set, draws no random numbers, and changes none of torch's settings. On a GPU
+    its 64 MiB are live while it runs: pause the allocator's peaks around it. On a CPU it keeps 16 MiB.
     """
     import torch
 
@@ -128,14 +128,14 @@ class Calibration:
     def contended(self) -> bool | None:
         """Whether the readings of either probe differ by more than 10%; null with fewer than two of them.
 
-        A machine that was equally busy all the time goes unseen here: then the seconds themselves differ between trials.
+        A machine that was equally busy all the time goes unseen here; then the seconds differ between trials.
         """
         if len(self.readings) < 2:
             return None
         return max(self._spread("matmul_s"), self._spread("copy_s")) > CONTENDED_ABOVE
 
     def columns(self) -> dict[str, Any]:
-        """Return the record's columns: the least seconds, the spread (maximum / minimum), how many readings, the flag."""
+        """Return the record's columns: least seconds, spread (maximum / minimum), number of readings, flag."""
         taken = len(self.readings) > 0
         return {
             "calibration_matmul_s": min(reading.matmul_s for reading in self.readings) if taken else None,
@@ -152,7 +152,9 @@ class Calibration:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put another's readings before the own ones."""
-        self.readings[:0] = [CalibrationReading(float(matmul_s), float(copy_s)) for matmul_s, copy_s in state["readings"]]
+        self.readings[:0] = [
+            CalibrationReading(float(matmul_s), float(copy_s)) for matmul_s, copy_s in state["readings"]
+        ]
 
     def _spread(self, name: str) -> float:
         values = [getattr(reading, name) for reading in self.readings]

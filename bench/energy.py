@@ -28,8 +28,8 @@ class EnergyReading:
 class EnergyMeter:
     """Sums the device's energy counter over windows, so that evaluations can be left out.
 
-    The caller synchronises the device before :meth:`resume` and :meth:`pause`; both do nothing when there is nothing to open or
-    close, and neither raises: a driver that fails turns the result into null with its reason, for good.
+    The caller synchronises the device before :meth:`resume` and :meth:`pause`; both do nothing when there is nothing to
+    open or close, and neither raises: a driver that fails turns the result into null with its reason, for good.
 
     Args:
         device: the device, or None where there is nothing to measure.

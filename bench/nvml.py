@@ -1,10 +1,10 @@
 """What NVIDIA's management library says about a device: memory, processes, energy, power.
 
-A thin reading of ``nvidia-ml-py`` that knows devices by UUID, never by index (NVML ignores ``CUDA_VISIBLE_DEVICES``, so its
-index 0 need not be torch's), and turns every driver failure into :class:`NvmlUnavailable` with a reason in words. Nothing here
-starts CUDA, so a baseline can be read before the first context exists.
+A thin reading of ``nvidia-ml-py`` that knows devices by UUID, never by index (NVML ignores ``CUDA_VISIBLE_DEVICES``, so
+its index 0 need not be torch's), and turns every driver failure into :class:`NvmlUnavailable` with a reason in words.
+Nothing here starts CUDA, so a baseline can be read before the first context exists.
 """
-# ruff: noqa: N802 - the protocol spells the functions as NVML does
+# ruff: noqa: D102, N802 - the protocol spells the functions as NVML does, whose manual documents them
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class Memory(Protocol):
     """The part of NVML's memory structure that is read."""
 
     @property
-    def used(self) -> int: ...  # noqa: D102 - bytes in use
+    def used(self) -> int: ...  # bytes
 
 
 class Process(Protocol):
     """The part of NVML's process structure that is read."""
 
     @property
-    def pid(self) -> int: ...  # noqa: D102 - as the driver numbers it, perhaps outside this PID namespace
+    def pid(self) -> int: ...  # as the driver numbers it, perhaps outside this PID namespace
     @property
-    def usedGpuMemory(self) -> int | None: ...  # noqa: D102 - bytes, None where the driver does not tell
+    def usedGpuMemory(self) -> int | None: ...  # bytes, None where the driver does not tell
 
 
 class Nvml(Protocol):

@@ -17,7 +17,7 @@ _REFUSALS = frozenset({3, 4})  # not supported, no permission: the device is wel
 
 BASELINE_POLLS = 10
 BASELINE_S = 0.5
-"""Idle watts are the median over this many readings in this time; newer devices average each over a second themselves."""
+"""Idle watts are the median over this many readings in this time; newer devices average each over a second."""
 
 
 @dataclass(frozen=True, kw_only=True)

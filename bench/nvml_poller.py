@@ -1,9 +1,9 @@
 """The program that watches a device's memory while another process trains: ``python -m bench.nvml_poller``.
 
-It runs in its own process so that a poll neither waits for Python's lock nor delays a training step, and it never starts CUDA.
-It first reads what every device looks like before its parent starts CUDA (bytes in use, processes, idle watts); a device's UUID
-is known only afterwards. From ``watch UUID`` on it polls that device. It writes one JSON line per request and nothing else, and
-ends when its input closes or its parent is gone.
+It runs in its own process so that a poll neither waits for Python's lock nor delays a training step, and it never starts
+CUDA. It first reads what every device looks like before its parent starts CUDA (bytes in use, processes, idle watts),
+since the UUID of the trial's device is known only afterwards. From ``watch UUID`` on it polls that device. It writes one
+JSON line per request and nothing else, and ends when its input closes or its parent is gone.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from pathlib import Path
 from bench.nvml import Device, Driver, NvmlUnavailable, bare_uuid
 from bench.nvml_baseline import Baseline, list_processes, read_baselines
 
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """What the poller saw of one device; all bytes.
 
-    ``own_*`` are the process tree's (null: the driver's PIDs never matched it), ``device_*`` the whole device's; ``steady`` is the
-    median over the second half of the polls. ``occupied`` says who else was on the device, ``error`` why there is no result.
+    ``own_*`` are the process tree's (null: the driver's PIDs never matched it), ``device_*`` the whole device's;
+    ``steady`` is the median over the second half of the polls. ``occupied`` says who else was on the device, ``error``
+    why there is no result.
     """
 
     polls: int = 0
@@ -182,7 +184,7 @@ def serve(poller: Poller, root: int, interval_s: float) -> None:
 
     def listen() -> None:
         # unbuffered: a thread that waits inside a buffered reader when the interpreter ends is a fatal error
-        with open(0, "rb", buffering=0, closefd=False) as lines:  # noqa: PTH123 - a descriptor has no path
+        with open(0, "rb", buffering=0, closefd=False) as lines:
             for line in lines:
                 requests.put(line.decode())
         requests.put("")

@@ -7,9 +7,9 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
+from typing import Self
 
 from bench.energy import EnergyMeter, EnergyReading
 from bench.nvml import Driver, NvmlUnavailable
@@ -20,8 +20,8 @@ DEVICE_MINUS_BASELINE = "device-minus-baseline"
 UNLISTED = "device-minus-baseline (processes unlisted)"
 """The ``nvml_source`` of a value that is not null; the last one says that a newcomer on the device would go unseen."""
 
-ANSWER_S = 10.0
-"""The poller answers within milliseconds once its baseline is read; after this it is given up."""
+ANSWER_S = 30.0
+"""The poller answers within milliseconds once it has read its baseline; after this it is given up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,8 @@ class NvmlReadings:
 def memory_columns(report: Report) -> tuple[int | None, int | None, str]:
     """Return peak and steady bytes and their source, by the first rule that holds.
 
-    The own process tree, where the driver's PIDs match it; else the device minus its baseline, where nobody else is on it; else
-    null and the reason.
+    The own process tree, where the driver's PIDs match it; else the device minus its baseline, where nobody else is on
+    it; else null and the reason.
     """
     if report.error:
         return None, None, report.error
@@ -80,9 +80,10 @@ def energy_columns(energy: EnergyReading, report: Report) -> EnergyReading:
 class NvmlProbe:
     """Memory and energy of one device during one trial.
 
-    The order matters: :meth:`start` first thing in the process, :meth:`ready` before the first CUDA call (the baseline must be
-    read before), :meth:`attach` when CUDA is up and the device's UUID known, then windows of :attr:`energy`, then :meth:`finish`.
-    No method raises because of the driver; where there is nothing to measure the columns are null with the reason.
+    The order matters: :meth:`start` first thing in the process, :meth:`ready` before the first CUDA call (the baseline
+    must be read before), :meth:`attach` when CUDA is up and the device's UUID known, then windows of :attr:`energy`,
+    then :meth:`finish`. No method raises because of the driver; where there is nothing to measure the columns are null
+    with the reason.
     """
 
     def __init__(self, reason: str, driver: Driver | None = None, process: subprocess.Popen[str] | None = None) -> None:
@@ -154,7 +155,7 @@ class NvmlProbe:
             process.kill()
             process.communicate()
 
-    def __enter__(self) -> NvmlProbe:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -166,16 +167,19 @@ class NvmlProbe:
         """Send a request and return its answer; a poller that does not answer becomes the reason, for good."""
         answers: list[str] = []
         process = self._process
-        if self._reason or process is None or process.stdin is None or process.stdout is None:
+        if self._reason or process is None:
             return Report(error=self._reason)
+        questions, replies = process.stdin, process.stdout
+        assert questions is not None, "opened as a pipe"
+        assert replies is not None, "opened as a pipe"
         try:
-            process.stdin.write(request + "\n")
-            process.stdin.flush()
+            questions.write(request + "\n")
+            questions.flush()
         except OSError:
             self._reason = self._obituary(process)
             return Report(error=self._reason)
         # Pipes have no timeout of their own everywhere; the thread lives only as long as the question.
-        reader = threading.Thread(target=lambda: answers.append(process.stdout.readline()), daemon=True)
+        reader = threading.Thread(target=lambda: answers.append(replies.readline()), daemon=True)
         reader.start()
         reader.join(ANSWER_S)
         if not answers:

@@ -12,7 +12,6 @@ from bench.algorithm import TRAINING_SLOTS, Algorithm, slots
 from bench.assembly import check_fit, fill
 from bench.devices import DeviceClass, detect, parse_device
 from bench.errors import BadValue, UnknownName
-from bench.hyperparameter import parse
 from bench.protocol import Protocol, protocol
 from bench.registry import Registry
 from bench.run import derive_seed
@@ -67,8 +66,8 @@ def make_plan(registry: Registry, request: Request) -> Plan:
         request.directory,
         request.tokenizer,
     )
-    stacks = stacks(registry, request, workload)
-    for stack in stacks.values():
+    algorithms = stacks(registry, request, workload)
+    for stack in algorithms.values():
         check_fit(stack, workload)
     identity = workload.data()
     data = Data(
@@ -81,8 +80,8 @@ def make_plan(registry: Registry, request: Request) -> Plan:
     seeds = request.seeds if request.seeds is not None else range(rules.seeds)
     trials = []
     for seed in seeds:
-        for name in _interleaved(list(stacks), seed):
-            parts = _parts(registry, stacks[name])
+        for name in _interleaved(list(algorithms), seed):
+            parts = _parts(registry, algorithms[name])
             trials.append(
                 Trial(
                     algorithm=parts[0],
@@ -110,7 +109,7 @@ def make_plan(registry: Registry, request: Request) -> Plan:
         protocol=rules,
         device_class=device_class,
         reference=next(iter(workload.tier.reference)),
-        algorithms=stacks,
+        algorithms=algorithms,
     )
 
 
@@ -161,19 +160,17 @@ def stacks(registry: Registry, request: Request, workload: Workload) -> dict[str
     tuned = workload.tier.reference
 
     def build(name: str, *, plain: bool = False) -> Algorithm:
-        texts = {} if plain else settings.get(name, {})
-        cls = registry.algorithm_class(name)
-        return cls(**(dict(tuned.get(name, {})) | parse(cls, name, texts)))
+        return registry.algorithm(name, {} if plain else settings.get(name), **tuned.get(name, {}))
 
     extras = [build(name) for name in request.with_plugins]
     reference = [build(name, plain=True) for name in tuned]
-    stacks = {name: [build(name), *extras, *reference] for name in request.plugins}
+    found = {name: [build(name), *extras, *reference] for name in request.plugins}
     first = reference[0].name
-    if request.reference and first not in stacks:
-        stacks[first] = [reference[0], *extras, *reference[1:]]
-    for name, stack in stacks.items():
+    if request.reference and first not in found:
+        found[first] = [reference[0], *extras, *reference[1:]]
+    for name, stack in found.items():
         _refuse_idle(name, stack, request.with_plugins)
-    return stacks
+    return found
 
 
 def _refuse_idle(name: str, stack: Sequence[Algorithm], with_plugins: Sequence[str]) -> None:

@@ -35,7 +35,7 @@ __all__ = [
 _DEPTH = 8
 """How deep tensors are looked for inside a state; deeper objects are a plugin's machinery, not its state."""
 
-_CODE = (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType, str, bytes, int, float)
+_CODE = (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Reading:
 def rss_peak(status: Path = Path("/proc/self/status")) -> Reading:
     """Return the largest resident size of this process since its exec, bytes.
 
-    Linux: ``VmHWM``. Children are not included. ``ru_maxrss`` is never taken on Linux, where an exec'd child inherits its parent's
-    peak; on macOS it belongs to the task alone and is the fallback. Elsewhere: null.
+    Linux: ``VmHWM``. Children are not included. ``ru_maxrss`` is never taken on Linux, where an exec'd child inherits
+    its parent's peak; on macOS it belongs to the task alone and is the fallback. Elsewhere: null.
     """
     if sys.platform == "darwin":
         import resource
@@ -83,9 +83,9 @@ class AllocatorReading:
 class AllocatorPeaks:
     """The CUDA allocator's peaks over the windows between :meth:`resume` and :meth:`pause`.
 
-    Exact, so it catches a workspace that lives between two polls of NVML. A new object is open and counts from its creation.
-    What an evaluation allocates is left out of ``allocator_peak_bytes`` by pausing; the segments that it made the allocator take
-    stay taken, so ``reserved_peak_bytes`` can include them, as NVML does.
+    Exact, so it catches a workspace that lives between two polls of NVML. A new object is open and counts from its
+    creation. What an evaluation allocates is left out of ``allocator_peak_bytes`` by pausing; the segments that it made
+    the allocator take stay taken, so ``reserved_peak_bytes`` can include them, as NVML does.
 
     Args:
         device: the trial's device; on anything but CUDA the peaks are null.
@@ -142,19 +142,15 @@ class AllocatorPeaks:
 def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Return the bytes of the unique storages in an optimizer's state.
 
-    Tensors are found in ``optimizer.state``, and in the state of the optimizers that it holds, through mappings, sequences, sets
-    and the attributes of plain objects. A storage counts once and whole, however many tensors view it; tensor subclasses that wrap
-    others count by what they wrap; the parameters' own storages and Python numbers do not count. Works on the meta device.
+    Tensors are found in ``optimizer.state``, and in the state of the optimizers that it holds, through mappings,
+    sequences, sets and the attributes of objects. A storage counts once and whole, however many tensors view it; tensor
+    subclasses that wrap others count by what they wrap; the parameters' own storages and Python numbers do not count.
+    Works on the meta device.
     """
     optimizers = list(_with_inner(optimizer, {}))
     parameters = (parameter for one in optimizers for group in one.param_groups for parameter in group["params"])
-    excluded = {storage._cdata for parameter in parameters for storage in _storages(parameter)}
-    sizes = {
-        storage._cdata: storage.nbytes()
-        for one in optimizers
-        for tensor in _tensors(one.state)
-        for storage in _storages(tensor)
-    }
+    excluded = {key for parameter in parameters for key, _ in _storages(parameter)}
+    sizes = {key: size for one in optimizers for tensor in _tensors(one.state) for key, size in _storages(tensor)}
     return sum(size for key, size in sizes.items() if key not in excluded)
 
 
@@ -204,15 +200,16 @@ def _children(value: Any) -> Iterable[Any]:
     return [*held, *getattr(value, "__dict__", {}).values()]
 
 
-def _storages(tensor: torch.Tensor) -> Iterator[torch.UntypedStorage]:
-    """Yield the storages behind a tensor: one, or those of the tensors that a wrapper or a sparse layout is made of."""
+def _storages(tensor: torch.Tensor) -> Iterator[tuple[int, int]]:
+    """Yield identity and bytes of the storages behind a tensor: one, or those of the tensors that it is made of."""
     import torch
 
     if hasattr(tensor, "__tensor_flatten__"):
         for name in tensor.__tensor_flatten__()[0]:
             yield from _storages(getattr(tensor, name))
     elif tensor.layout is torch.sparse_coo:
-        yield from _storages(tensor._indices())
-        yield from _storages(tensor._values())
+        yield from _storages(tensor._indices())  # noqa: SLF001 - the public form refuses a tensor not yet coalesced
+        yield from _storages(tensor._values())  # noqa: SLF001 - as above
     else:
-        yield tensor.untyped_storage()
+        storage = tensor.untyped_storage()
+        yield storage._cdata, storage.nbytes()  # noqa: SLF001 - data_ptr() is 0 for every storage on the meta device

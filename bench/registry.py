@@ -16,7 +16,7 @@ from bench import spec
 from bench.algorithm import Algorithm, slots
 from bench.entry import TRACKS, Entry, WorkloadEntry
 from bench.errors import BadValue, BrokenPlugin, UnknownName
-from bench.hyperparameter import parse
+from bench.hyperparameter import check, parse
 
 if TYPE_CHECKING:
     from bench.workload import Workload
@@ -98,9 +98,10 @@ class Registry:
         return cls
 
     def algorithm(self, name: str, texts: Mapping[str, str] | None = None, **values: Any) -> Algorithm:
-        """Build the algorithm ``name`` from ``texts`` (of the command line) and ``values``; bad ones raise."""
+        """Build the algorithm ``name`` from ``values`` and, over them, ``texts`` of the command line; bad ones raise."""
         cls = self.algorithm_class(name)
-        return cls(**parse(cls, name, texts or {}), **values)
+        check(cls, name, values)
+        return cls(**values | parse(cls, name, texts or {}))
 
     def workload_class(self, name: str) -> type[Workload]:
         """Import the class of the workload ``name``."""

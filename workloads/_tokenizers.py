@@ -1,33 +1,36 @@
 """Tokenizers of language-model workloads: bytes, and the SentencePiece vocabulary of T5.
 
-Both use T5's special tokens: pad is id 0, end of sequence (EOS) is id 1, and there is no token for the beginning. Neither appends EOS:
-that is done where documents are cut into sequences.
+Both use T5's special tokens: pad is id 0, end of sequence (EOS) is id 1, and there is no token for the beginning.
+Neither appends EOS: that is done where documents are cut into sequences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.errors import BadData
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 PAD: Final = 0
 EOS: Final = 1
 Tokens = NDArray[np.uint16]
-"""Token ids (T,); both vocabularies fit 16 bits."""
+"""Token ids; both vocabularies fit 16 bits."""
 
+INSTALL_HF: Final = 'pip install "bench-training[hf]"'
 _UNKNOWN: Final = 2
-_NEED_HF: Final = 'install them with: pip install "bench-training[hf]"'
+_T5_FILE: Final = "name the tokenizer.json of T5, as in huggingface.co/t5-base, or use the byte-level tokenizer"
 
 
 class Tokenizer(Protocol):
-    """Turns documents into token ids below `vocabulary`, none of which is `PAD` or `EOS`."""
+    """Turns documents into token ids below ``vocabulary``, none of which is ``PAD`` or ``EOS``."""
 
     @property
     def vocabulary(self) -> int:
@@ -42,7 +45,10 @@ class Tokenizer(Protocol):
 
 
 class ByteTokenizer:
-    """Ids are the bytes of UTF-8; the bytes 0 and 1 stand for pad and EOS and are dropped from the text, where they have no business."""
+    """Ids are the bytes of UTF-8.
+
+    The bytes 0 and 1 stand for pad and EOS; in the text itself, where they have no business, they are dropped.
+    """
 
     vocabulary = 256
     identity = "bytes"
@@ -53,13 +59,16 @@ class ByteTokenizer:
 
 
 class T5Tokenizer:
-    """The vocabulary of T5 (SentencePiece, 32,000 pieces), through the package `tokenizers`.
+    """The vocabulary of T5 (SentencePiece, 32,000 pieces), through the package ``tokenizers``.
 
     Args:
-        file: a `tokenizer.json`; `None` takes that of `t5-base` from the Hugging Face hub or its local cache.
+        file: a ``tokenizer.json``; ``None`` takes that of ``t5-base`` from the Hugging Face hub or its local cache.
 
-    T5's 100 extra ids (from 32,000 on, literal text such as `<extra_id_0>`) lie outside the model's vocabulary, as do the literals `<pad>`
-    and `</s>` outside the text: all of them become the unknown token, id 2.
+    T5's 100 extra ids (from 32,000 on; literal text such as ``<extra_id_0>``) lie outside the model's vocabulary, and
+    the literals ``<pad>`` and ``</s>`` in a text are no pad and no end: all of them become the unknown token, id 2.
+
+    Raises:
+        BadData: ``tokenizers`` is not installed, or the file is out of reach, damaged, or not T5's.
     """
 
     vocabulary = 32_000
@@ -69,7 +78,7 @@ class T5Tokenizer:
 
     @cached_property
     def identity(self) -> str:
-        """`t5:` and the SHA-256 of the tokenizer file."""
+        """``t5:`` and the SHA-256 of the tokenizer file."""
         return f"t5:{sha256(self._content).hexdigest()}"
 
     @cached_property
@@ -78,8 +87,7 @@ class T5Tokenizer:
             return self.file.read_bytes()
         except OSError as error:
             raise BadData(
-                f"cannot read the tokenizer {str(self.file)!r}: {error.strerror or error}",
-                hint="name a tokenizer.json of T5, or use the byte-level tokenizer",
+                f"cannot read the tokenizer {str(self.file)!r}: {error.strerror or error}", hint=_T5_FILE
             ) from error
 
     @cached_property
@@ -87,19 +95,16 @@ class T5Tokenizer:
         try:
             import tokenizers
         except ImportError as error:
-            raise BadData("the T5 tokenizer needs the package 'tokenizers'", hint=_NEED_HF) from error
+            raise BadData("the T5 tokenizer needs the package 'tokenizers'", hint=INSTALL_HF) from error
         try:
             tokenizer = tokenizers.Tokenizer.from_buffer(self._content)
         except ValueError as error:
-            raise BadData(
-                f"{str(self.file)!r} is not a tokenizer file: {error}",
-                hint="name the tokenizer.json of T5, as in huggingface.co/t5-base",
-            ) from error
+            raise BadData(f"{str(self.file)!r} is not a tokenizer file: {error}", hint=_T5_FILE) from error
         found = (tokenizer.token_to_id("<pad>"), tokenizer.token_to_id("</s>"))
         if found != (PAD, EOS):
             raise BadData(
-                f"{str(self.file)!r} is not T5's vocabulary: <pad>, </s> have ids {found}, T5's are {(PAD, EOS)}",
-                hint="name the tokenizer.json of T5, as in huggingface.co/t5-base",
+                f"{str(self.file)!r} is not T5's vocabulary: its <pad> and </s> have ids {found}, T5's {(PAD, EOS)}",
+                hint=_T5_FILE,
             )
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -107,9 +112,8 @@ class T5Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """Return the ids of each text; the texts of one call are tokenised in parallel."""
-        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         result = []
-        for encoding in encodings:
+        for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False):
             ids = np.asarray(encoding.ids, dtype=np.int64)
             ids[(ids <= EOS) | (ids >= self.vocabulary)] = _UNKNOWN
             result.append(ids.astype(np.uint16))
@@ -120,14 +124,12 @@ def _hub_file(repository: str, name: str) -> Path:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise BadData(
-            "the T5 tokenizer needs the packages 'tokenizers' and 'huggingface_hub'", hint=_NEED_HF
-        ) from error
+        raise BadData("the T5 tokenizer needs the package 'tokenizers'", hint=INSTALL_HF) from error
     try:
         return Path(huggingface_hub.hf_hub_download(repository, name))
     except Exception as error:  # the client raises many unrelated kinds, and all say that the file could not be had
         raise BadData(
             f"cannot get {name} of {repository} from the Hugging Face hub: {type(error).__name__}: {error}",
-            hint="go online once (the file is then cached, also for HF_HUB_OFFLINE=1), or name a local tokenizer.json, "
-            "or use the byte-level tokenizer",
+            hint="go online once (the file stays in the cache, also for HF_HUB_OFFLINE=1); or name a local "
+            "tokenizer.json; or use the byte-level tokenizer",
         ) from error

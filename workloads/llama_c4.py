@@ -72,7 +72,7 @@ def _published(
         precision="amp-bf16",
         reference={
             "adamw": {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
-            "warmup-cosine": {"warmup": 0.1, "final": 0.1},
+            "warmup-cosine": {"warmup_fraction": 0.1, "final_factor": 0.1},
         },
         tuning=UNTUNED,
         source="c4",
@@ -86,7 +86,7 @@ def _published(
 TINY = LlamaTier(
     config=LlamaConfig(vocabulary_size=256, hidden=128, ffn=344, layers=4, heads=4),
     byte_level=True,
-    validation_tokens=16_384,
+    validation_tokens=8_192,
     steps=300,
     evaluate_every=4,
     batch_size=16,
@@ -94,7 +94,7 @@ TINY = LlamaTier(
     precision="fp32",
     reference={
         "adamw": {"lr": 3e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.0},
-        "warmup-linear": {"warmup": 0.1, "final": 0.1},
+        "warmup-linear": {"warmup_fraction": 0.1, "final_factor": 0.1},
     },
     tuning="pending",
     source="embedded",

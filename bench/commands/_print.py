@@ -83,7 +83,7 @@ def bytes_text(value: float | None) -> str:
         return "-"
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= size:
-            return f"{value / size:.3g} {unit}" if value < 1000 * size else f"{value / size:.0f} {unit}"
+            return f"{value / size:.4g} {unit}"
     return f"{value:.0f} B"
 
 

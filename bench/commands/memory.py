@@ -48,21 +48,24 @@ def command(plugins: str, workload: str, tier: str | None, settings: tuple[str, 
                         "total_bytes": found.total_bytes,
                     }
                 )
-    show_table(_for_people(rows) if form in {"table", "md"} else rows, form)
+    if form in {"json", "csv"}:
+        show_table(rows, form)
+        return
+    for _, label in PRECISIONS:
+        click.echo(f"{label}:\n")
+        show_table([_for_people(row) for row in rows if row["precision"] == label], form)
+        click.echo()
+    click.echo("Activations, workspaces and the allocator's rounding come on top.")
 
 
-def _for_people(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "precision": row["precision"],
-            "tier": row["tier"],
-            "plugin": row["plugin"],
-            "parameters": f"{row['parameters'] / 1e6:,.2f}M",
-            "weights": bytes_text(row["weights_bytes"]),
-            "gradients": bytes_text(row["gradients_bytes"]),
-            "states": bytes_text(row["states_bytes"]),
-            "weights+states": bytes_text(row["weights_and_states_bytes"]),
-            "total": bytes_text(row["total_bytes"]),
-        }
-        for row in rows
-    ]
+def _for_people(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "tier": row["tier"],
+        "plugin": row["plugin"],
+        "parameters": f"{row['parameters'] / 1e6:,.2f}M",
+        "weights": bytes_text(row["weights_bytes"]),
+        "gradients": bytes_text(row["gradients_bytes"]),
+        "states": bytes_text(row["states_bytes"]),
+        "weights+states": bytes_text(row["weights_and_states_bytes"]),
+        "total": bytes_text(row["total_bytes"]),
+    }

@@ -11,13 +11,9 @@ root, which is the same formula with ε·√(1-β₂ᵏ) in the place of ε: :fu
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 def bias_factor(betas: tuple[float, float], step: int) -> float:
@@ -41,9 +37,9 @@ def adam_direction(
 
 
 def adam_directions(
-    gradients: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
+    gradients: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
     betas: tuple[float, float],
     eps: float,
 ) -> list[Tensor]:
@@ -53,6 +49,6 @@ def adam_directions(
     torch._foreach_add_(exp_avgs, gradients, alpha=1.0 - beta1)
     torch._foreach_mul_(exp_avg_sqs, beta2)
     torch._foreach_addcmul_(exp_avg_sqs, gradients, gradients, value=1.0 - beta2)
-    denominators = torch._foreach_sqrt(exp_avg_sqs)
+    denominators = torch._foreach_sqrt(exp_avg_sqs)  # noqa: SLF001 - as in torch
     torch._foreach_add_(denominators, eps)
-    return list(torch._foreach_div(exp_avgs, denominators))
+    return list(torch._foreach_div(exp_avgs, denominators))  # noqa: SLF001 - as in torch

@@ -27,7 +27,7 @@ def newton_schulz(matrix: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfl
     """
     a, b, c = COEFFICIENTS
     norm = torch.linalg.matrix_norm(matrix.float())
-    x = (matrix / norm.clamp(min=NORM_FLOOR)).to(dtype)
+    x: Tensor = (matrix / norm.clamp(min=NORM_FLOOR)).to(dtype)
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x  # the Gram matrix of the short side is the smaller one
     for _ in range(steps):
@@ -40,7 +40,7 @@ def newton_schulz_batched(matrices: Tensor, steps: int = 5, dtype: torch.dtype =
     """Return :func:`newton_schulz` of each of ``matrices`` (k, m, n), with fused batched products."""
     a, b, c = COEFFICIENTS
     norms = torch.linalg.matrix_norm(matrices.float(), keepdim=True)
-    x = (matrices / norms.clamp(min=NORM_FLOOR)).to(dtype)
+    x: Tensor = (matrices / norms.clamp(min=NORM_FLOOR)).to(dtype)
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     for _ in range(steps):

@@ -108,12 +108,13 @@ def subspace_basis(
 
     A Rayleigh-Ritz step orders the basis like singular vectors. Without a previous basis this is :func:`gram_basis`.
     """
-    if previous is None:
-        return gram_basis(gradient, rank, side)
     matrix = gradient.to(_at_least_fp32(gradient))
-    rows = matrix if previous.left is not None else matrix.mT
-    start = previous.left if previous.left is not None else previous.right
-    basis = start.to(matrix.dtype)
+    if previous is not None and previous.left is not None:
+        rows, basis = matrix, previous.left.to(matrix.dtype)
+    elif previous is not None and previous.right is not None:
+        rows, basis = matrix.mT, previous.right.to(matrix.dtype)
+    else:
+        return gram_basis(gradient, rank, side)
     for _ in range(sweeps):
         basis = torch.linalg.qr(rows @ (rows.mT @ basis)).Q
     reduced = basis.mT @ rows
@@ -155,4 +156,5 @@ def _partners(matrix: Tensor, left: Tensor) -> Tensor:
     """
     right, triangle = torch.linalg.qr(matrix.mT @ left)
     diagonal = triangle.diagonal(dim1=-2, dim2=-1)
-    return right * torch.where(diagonal < 0, -1.0, 1.0).to(right.dtype).unsqueeze(-2)
+    signs = torch.where(diagonal < 0, -1.0, 1.0).to(matrix.dtype).unsqueeze(-2)
+    return torch.mul(right, signs)

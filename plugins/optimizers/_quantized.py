@@ -16,15 +16,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from bench.plugins.optimizers._adam import adam_direction
+from bench.plugins.optimizers._base import piece_elements
 
 BLOCK = 256
 """Elements that share one scale."""
 
 SMALLEST = 4096
 """Tensors with fewer elements keep fp32 moments, as published: they cost nothing and are the sensitive ones."""
-
-PIECE = 2**22
-"""Elements that are dequantised at once; a multiple of BLOCK. Bounds the fp32 temporaries, changes no result."""
 
 EXPONENTS = 7
 """Orders of magnitude of the dynamic data type, 10⁰ to 10⁻⁶."""
@@ -45,8 +43,33 @@ def dynamic_values(signed: bool, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _midpoints(signed: bool, device: torch.device) -> Tensor:
+    """Return what separates neighbouring values (255,), and infinity above the last."""
     values = dynamic_values(signed, device)
-    return (values[:-1] + values[1:]) / 2
+    return torch.cat([(values[:-1] + values[1:]) / 2, values.new_tensor([torch.inf])])
+
+
+@lru_cache(maxsize=8)
+def _first_codes(signed: bool, device: torch.device) -> Tensor:
+    """Return the smallest code (65536,) among the floats that share their upper 16 bits, by those bits."""
+    upper = torch.arange(2**16, dtype=torch.int32, device=device) << 16
+    floats = torch.stack([upper.view(torch.float32), (upper | 0xFFFF).view(torch.float32)])
+    return nearest_codes(floats.nan_to_num().amin(dim=0).clamp(-1.0, 1.0), signed=signed)
+
+
+def nearest_codes(unit: Tensor, *, signed: bool) -> Tensor:
+    """Return the uint8 code of the nearest value for each of ``unit`` in [-1, 1], fp32; the readable form."""
+    return torch.bucketize(unit, _midpoints(signed, unit.device)[:-1]).to(torch.uint8)
+
+
+def nearest_codes_by_table(unit: Tensor, *, signed: bool) -> Tensor:
+    """Return :func:`nearest_codes` of ``unit``, several times faster.
+
+    Floats that share their upper 16 bits (sign, exponent, 7 bits of mantissa) lie closer together than any two
+    midpoints, so the code is the table's or the next one.
+    """
+    upper = (unit.view(torch.int32) >> 16).bitwise_and_(0xFFFF)
+    codes = torch.take(_first_codes(signed, unit.device), upper.long())
+    return codes.add_(unit > torch.take(_midpoints(signed, unit.device), codes.long()))
 
 
 def blocks_of(elements: int) -> int:
@@ -59,13 +82,13 @@ def quantize(values: Tensor, *, signed: bool) -> tuple[Tensor, Tensor]:
     blocks = pad(values, (0, -values.numel() % BLOCK)).view(-1, BLOCK)
     scales = blocks.abs().amax(dim=1)
     unit = blocks / torch.where(scales > 0, scales, 1.0).unsqueeze(1)
-    codes = torch.bucketize(unit, _midpoints(signed, values.device), out_int32=True)
-    return codes.view(-1)[: values.numel()].to(torch.uint8), scales
+    codes = nearest_codes_by_table(unit.view(-1), signed=signed)
+    return codes[: values.numel()], scales
 
 
 def dequantize(codes: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
     """Return the fp32 values (N,) of ``codes`` (N,) and ``scales`` (ceil(N/256),)."""
-    unit = dynamic_values(signed, codes.device).index_select(0, codes.int())
+    unit = torch.take(dynamic_values(signed, codes.device), codes.long())
     blocks = pad(unit, (0, -codes.numel() % BLOCK)).view(-1, BLOCK) * scales.unsqueeze(1)
     return blocks.view(-1)[: codes.numel()]
 
@@ -91,15 +114,16 @@ def quantized_adam_direction(gradient: Tensor, state: dict[str, Any], betas: tup
         return adam_direction(gradient.float(), state["exp_avg"], state["exp_avg_sq"], betas, eps)
     flat = gradient.reshape(-1)
     direction = torch.empty_like(flat, dtype=torch.float32)
-    for start in range(0, flat.numel(), PIECE):
-        here = slice(start, start + PIECE)
-        blocks = slice(start // BLOCK, (start + PIECE) // BLOCK)
-        moments = [
+    piece = piece_elements(gradient.device)  # bounds the fp32 temporaries; whole blocks, so no result depends on it
+    for start in range(0, flat.numel(), piece):
+        here = slice(start, start + piece)
+        blocks = slice(start // BLOCK, (start + piece) // BLOCK)
+        exp_avg, exp_avg_sq = (
             dequantize(state[f"{name}_codes"][here], state[f"{name}_scales"][blocks], signed=signed)
             for name, signed in (("exp_avg", True), ("exp_avg_sq", False))
-        ]
-        direction[here] = adam_direction(flat[here].float(), *moments, betas, eps)
-        for name, signed, moment in (("exp_avg", True, moments[0]), ("exp_avg_sq", False, moments[1])):
+        )
+        direction[here] = adam_direction(flat[here].float(), exp_avg, exp_avg_sq, betas, eps)
+        for name, signed, moment in (("exp_avg", True, exp_avg), ("exp_avg_sq", False, exp_avg_sq)):
             codes, scales = quantize(moment, signed=signed)
             state[f"{name}_codes"][here] = codes
             state[f"{name}_scales"][blocks] = scales

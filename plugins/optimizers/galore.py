@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from bench import Algorithm, Choice, Linear, Log, Role, hyper
 from bench.errors import BadValue, SlotMismatch
 from bench.plugins.optimizers._adam import adam_direction, adam_directions, bias_factor
-from bench.plugins.optimizers._base import BaseOptimizer, Group, bucketed, decay_weights, parameter_name, pieces
+from bench.plugins.optimizers._base import (
+    BaseOptimizer,
+    Group,
+    bucketed,
+    decay_weights,
+    gradients_of,
+    parameter_name,
+    pieces,
+)
 from bench.plugins.optimizers._projection import (
     BasisFunction,
     Projection,
@@ -20,15 +28,19 @@ from bench.plugins.optimizers._projection import (
     Side,
     gram_basis,
     side_of,
+    subspace_basis,
+    svd_basis,
     undefined_projection,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch.optim.optimizer import ParamsT
 
     from bench import NamedParameters, Run
+
+Kind = TypeVar("Kind", bound="GaLoreAdamW")
+
+__all__ = ["GaLore", "GaLoreAdamW", "gram_basis", "subspace_basis", "svd_basis"]
 
 PROJECTED_ROLES = frozenset({Role.ATTENTION_Q, Role.ATTENTION_K, Role.ATTENTION_V, Role.ATTENTION_O, Role.MLP})
 """The roles whose matrices the published runs project."""
@@ -48,10 +60,10 @@ class GaLore(Algorithm):
     """
 
     name = "galore"
-    deviations = (
+    deviations: ClassVar[tuple[str, ...]] = (
         (
-            "The basis comes from an fp64 eigendecomposition of the gradient's Gram matrix, not from an fp32 SVD: the same "
-            "singular vectors with signs fixed, where the reference takes the signs that its LAPACK returns."
+            "The basis comes from an fp64 eigendecomposition of the gradient's Gram matrix, not from an fp32 SVD: the "
+            "same singular vectors with signs fixed, where the reference takes the signs that its LAPACK returns."
         ),
         "The default rank is a quarter of each matrix's short side; the published 130M run used a third.",
         "The default update gap is at most a sixth of the run, so that short runs renew the basis too.",
@@ -75,7 +87,7 @@ class GaLore(Algorithm):
         """Return one optimizer with a projected group per rank and a group of plain Adam."""
         return self._build(GaLoreAdamW, named_parameters, run)
 
-    def _build(self, kind: type[GaLoreAdamW], named_parameters: NamedParameters, run: Run) -> GaLoreAdamW:
+    def _build(self, kind: type[Kind], named_parameters: NamedParameters, run: Run) -> Kind:
         return kind(
             self._groups(named_parameters, run),
             lr=self.lr,
@@ -120,15 +132,15 @@ class GaLoreAdamW(BaseOptimizer):
 
     A group with a ``rank`` is projected and holds matrices only; a group without one takes the same steps with R = G
     and α = 1. State of a projected matrix: the basis, M and V, in the gradient's dtype: s r + 2 r l elements for short
-    side s and long side l. ``projection_type`` is "std" (the short side, as above), "reverse_std" (the long side), "left",
-    "right" or "full" (both sides, R of shape (r, r)).
+    side s and long side l. ``projection_type`` is "std" (the short side, as above), "reverse_std" (the long one),
+    "left", "right" or "full" (both sides, R of shape (r, r)).
 
         matrices = [p for p in model.layers.parameters() if p.ndim == 2]
         rest = [*model.embedding.parameters(), *model.head.parameters()]
         optimizer = GaLoreAdamW([{"params": matrices, "rank": 128}, {"params": rest}], lr=0.01)
 
-    ``basis`` finds P and Q: :func:`~bench.plugins.optimizers._projection.gram_basis` (fast and accurate), ``svd_basis``
-    (the published SVD) or ``subspace_basis`` (approximate). ``foreach=False`` steps one tensor at a time. Bad values,
+    ``basis`` finds P and Q: :func:`gram_basis` (fast and accurate), :func:`svd_basis` (the published SVD) or
+    :func:`subspace_basis` (approximate). ``foreach=False`` steps one tensor at a time. Bad values,
     ranks above the short side and projected tensors that are no matrices raise :class:`~bench.errors.BadValue`, sparse
     gradients ``RuntimeError``. A gradient that is not finite makes the weights NaN, as with any optimizer.
 
@@ -161,7 +173,7 @@ class GaLoreAdamW(BaseOptimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickling keeps; the basis function is not part of ``state_dict``."""
-        return super().__getstate__() | {"basis": self.basis}  # type: ignore[no-untyped-call]
+        return super().__getstate__() | {"basis": self.basis}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group after checking its options and the shapes of its parameters."""
@@ -182,7 +194,7 @@ class GaLoreAdamW(BaseOptimizer):
             raise
 
     # -- one step --------------------------------------------------------------------------------------------------
-    def _update(self, group: Group, parameters: Sequence[nn.Parameter]) -> None:
+    def _update(self, group: Group, parameters: list[Tensor]) -> None:
         projected = group["rank"] is not None
         buckets = bucketed(
             parameters, lambda p: (p.device, p.dtype, self.state[p].get("step", 0), p.shape if projected else None)
@@ -194,22 +206,22 @@ class GaLoreAdamW(BaseOptimizer):
                 else:
                     self._update_plain(group, piece)
 
-    def _update_plain(self, group: Group, parameters: Sequence[nn.Parameter]) -> None:
+    def _update_plain(self, group: Group, parameters: list[Tensor]) -> None:
         """Make a plain Adam step with ``parameters`` of one device, dtype and number of steps."""
-        directions, size = self._directions(group, parameters, [parameter.grad for parameter in parameters])
+        directions, size = self._directions(group, parameters, gradients_of(parameters))
         torch._foreach_add_(parameters, directions, alpha=-size)
         decay_weights(parameters, group)
 
-    def _update_projected(self, group: Group, parameters: Sequence[nn.Parameter]) -> None:
+    def _update_projected(self, group: Group, parameters: list[Tensor]) -> None:
         """Make a GaLore step with ``parameters`` of one shape, device, dtype and number of steps."""
-        gradients = _stacked([parameter.grad for parameter in parameters])
+        gradients = _stacked(gradients_of(parameters))
         projection = self._projection(group, parameters, gradients)
-        directions, size = self._directions(group, parameters, projection.down(gradients).unbind())
-        updates = projection.up(_stacked(directions)).unbind()
+        directions, size = self._directions(group, parameters, list(projection.down(gradients).unbind()))
+        updates = list(projection.up(_stacked(directions)).unbind())
         torch._foreach_add_(parameters, updates, alpha=-size * group["scale"])
         decay_weights(parameters, group)
 
-    def _projection(self, group: Group, parameters: Sequence[nn.Parameter], gradients: Tensor) -> Projection:
+    def _projection(self, group: Group, parameters: list[Tensor], gradients: Tensor) -> Projection:
         """Return the stacked bases of ``parameters``, renewed where the gap is over."""
         states = [self.state[parameter] for parameter in parameters]
         previous = _stored_projection(states)
@@ -218,22 +230,22 @@ class GaLoreAdamW(BaseOptimizer):
         side = side_of(parameters[0].shape, group["projection_type"])
         projection = self._new_projection(gradients, group["rank"], side, previous)
         for name, bases in zip(Projection._fields, projection, strict=True):
-            for index, state in enumerate(states if bases is not None else ()):
-                # A copy of its own, so that no state keeps the whole batch alive.
-                state[name] = bases[index].clone()
+            if bases is not None:
+                for state, basis in zip(states, bases.unbind(), strict=True):
+                    state[name] = basis.clone()  # its own, so that no state keeps the whole batch alive
         return projection
 
     def _new_projection(self, gradients: Tensor, rank: int, side: Side, previous: Projection | None) -> Projection:
         try:
             return self.basis(gradients, rank, side, previous)
-        except torch.linalg.LinAlgError:
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             if gradients.isfinite().all():
                 raise
             # A run that diverges must end as every optimizer lets it end, in weights that are not finite.
             return undefined_projection(gradients, rank, side)
 
     def _directions(
-        self, group: Group, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]
+        self, group: Group, parameters: list[Tensor], gradients: list[Tensor]
     ) -> tuple[list[Tensor], float]:
         """Advance the moments by ``gradients`` (projected or not); return N of each, and η √(1-β₂ᵏ)/(1-β₁ᵏ)."""
         states = [self.state[parameter] for parameter in parameters]
@@ -241,20 +253,20 @@ class GaLoreAdamW(BaseOptimizer):
             if "exp_avg" not in state:
                 state |= {"exp_avg": torch.zeros_like(gradient), "exp_avg_sq": torch.zeros_like(gradient)}
             state["step"] = state.get("step", 0) + 1
-        moments = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")]
+        exp_avgs, exp_avg_sqs = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
         size = group["lr"] * bias_factor(group["betas"], states[0]["step"])
         if group["foreach"]:
-            return adam_directions(gradients, *moments, group["betas"], group["eps"]), size
-        tensors = zip(gradients, *moments, strict=True)
+            return adam_directions(gradients, exp_avgs, exp_avg_sqs, group["betas"], group["eps"]), size
+        tensors = zip(gradients, exp_avgs, exp_avg_sqs, strict=True)
         return [adam_direction(*three, group["betas"], group["eps"]) for three in tensors], size
 
 
-def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+def _stacked(tensors: list[Tensor]) -> Tensor:
     """Return ``tensors`` of one shape as one batch; a single one without a copy."""
     return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
 
 
-def _stored_projection(states: Sequence[dict[str, Any]]) -> Projection | None:
+def _stored_projection(states: list[dict[str, Any]]) -> Projection | None:
     bases = [_stacked([state[name] for state in states]) if name in states[0] else None for name in Projection._fields]
     return Projection(*bases) if any(basis is not None for basis in bases) else None
 

@@ -14,9 +14,7 @@ from bench.plugins.optimizers._quantized import quantized_adam_direction, start_
 from bench.plugins.optimizers.galore import GaLore, GaLoreAdamW
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor, nn
+    from torch import Tensor
     from torch.optim.optimizer import ParamsT
 
     from bench import NamedParameters, Run
@@ -35,10 +33,7 @@ class GaLore8bit(GaLore):
     deviations = (
         *GaLore.deviations,
         "The default weight decay is 0, as in the published runs; the default of the reference class is 1e-2.",
-        (
-            "Weight decay follows the update in every group; bitsandbytes applies it before the update where nothing is "
-            "projected."
-        ),
+        "Weight decay follows the update in every group; bitsandbytes decays first where nothing is projected.",
         "The direction is rounded to the gradient's dtype once; the reference rounds the displacement η N.",
     )
 
@@ -52,9 +47,9 @@ class GaLore8bit(GaLore):
 class GaLoreAdamW8bit(GaLoreAdamW):
     r"""GaLore whose moments, projected or not, are stored in block-wise 8-bit.
 
-    The rule of :class:`~bench.plugins.optimizers.galore.GaLoreAdamW` with two differences: M and V are rounded to 8 bits
-    after each step, one fp32 scale per 256 elements, unless R has fewer than 4096 elements, when they stay fp32; and ε
-    is added to the corrected root, as in torch.optim.Adam:
+    The rule of :class:`~bench.plugins.optimizers.galore.GaLoreAdamW` with two differences. M and V are rounded to 8
+    bits after each step, one fp32 scale per 256 elements; where R has fewer than 4096 elements they stay fp32. And ε is
+    added to the corrected root, as in torch.optim.Adam:
 
         N = M / (√V + ε √(1-β₂ᵏ))
 
@@ -100,7 +95,7 @@ class GaLoreAdamW8bit(GaLoreAdamW):
         )
 
     def _directions(
-        self, group: Group, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]
+        self, group: Group, parameters: list[Tensor], gradients: list[Tensor]
     ) -> tuple[list[Tensor], float]:
         states = [self.state[parameter] for parameter in parameters]
         for state, gradient in zip(states, gradients, strict=True):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.plugins.optimizers._base import parameter_name
 from bench.plugins.optimizers.galore import GaLore, GaLoreAdamW
@@ -31,8 +31,8 @@ class GaLorePerLayer(GaLore):
     deviations = (
         *GaLore.deviations,
         (
-            "One optimizer and one learning rate schedule serve all parameters and advance once per step; the reference "
-            "script has one of each per parameter and advances them at every micro-batch."
+            "One optimizer and one schedule serve all parameters and advance once per step; the reference script has "
+            "one of each per parameter and advances them at every micro-batch."
         ),
     )
 
@@ -91,7 +91,7 @@ class GaLoreAdamWPerLayer(GaLoreAdamW):
                 parameter.register_post_accumulate_grad_hook(on_gradient)
 
     @torch.no_grad()
-    def _step_at_once(self, index: int, parameter: nn.Parameter) -> None:
+    def _step_at_once(self, index: int, parameter: Tensor) -> None:
         group = self.param_groups[index]
         if parameter in self._stepped:
             raise RuntimeError(

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from annotated_types import Ge, Gt, Lt
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench import Algorithm, Choice, Log, hyper
-from bench.plugins.optimizers._base import BaseOptimizer, Group, bucketed, pieces
+from bench.plugins.optimizers._base import BaseOptimizer, Group, bucketed, gradients_of, pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch.optim.optimizer import ParamsT
 
     from bench import NamedParameters, Run
@@ -77,14 +75,14 @@ class LionOptimizer(BaseOptimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "foreach": foreach})
 
-    def add_param_group(self, param_group: dict[str, object]) -> None:
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group after checking its options."""
         options: Group = self.defaults | param_group
         beta1, beta2 = options["betas"]
         Lion.check(lr=options["lr"], beta1=beta1, beta2=beta2, weight_decay=options["weight_decay"])
         super().add_param_group(param_group)
 
-    def _update(self, group: Group, parameters: Sequence[nn.Parameter]) -> None:
+    def _update(self, group: Group, parameters: list[Tensor]) -> None:
         options = {key: group[key] for key in ("lr", "betas", "weight_decay")}
         for parameter in parameters:
             if not self.state[parameter]:
@@ -92,7 +90,7 @@ class LionOptimizer(BaseOptimizer):
         for bucket in bucketed(parameters, lambda parameter: (parameter.device, parameter.dtype)):
             for piece in pieces(bucket):
                 momenta = [self.state[parameter]["exp_avg"] for parameter in piece]
-                gradients = [parameter.grad for parameter in piece]
+                gradients = gradients_of(piece)
                 if group["foreach"]:
                     lion_foreach(piece, gradients, momenta, **options)
                 else:
@@ -112,9 +110,9 @@ def lion_single(
 
 
 def lion_foreach(
-    weights: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    momenta: Sequence[Tensor],
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    momenta: list[Tensor],
     *,
     lr: float,
     betas: tuple[float, float],
@@ -123,7 +121,7 @@ def lion_foreach(
     """Step many tensors of one device and dtype: :func:`lion_single`, operation by operation."""
     beta1, beta2 = betas
     torch._foreach_mul_(weights, 1.0 - lr * weight_decay)
-    directions = torch._foreach_mul(momenta, beta1)
+    directions = torch._foreach_mul(momenta, beta1)  # noqa: SLF001 - as in torch
     torch._foreach_add_(directions, gradients, alpha=1.0 - beta1)
     torch._foreach_sign_(directions)
     torch._foreach_add_(weights, directions, alpha=-lr)

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench import HIDDEN_MATRICES, Algorithm, Choice, Linear, Log, hyper
 from bench.errors import BadValue, SlotMismatch
 from bench.plugins.optimizers._adam import adam_direction, adam_directions, bias_factor, corrected_eps
-from bench.plugins.optimizers._base import BaseOptimizer, Group, bucketed, decay_weights, parameter_name, pieces
+from bench.plugins.optimizers._base import (
+    BaseOptimizer,
+    Group,
+    bucketed,
+    decay_weights,
+    gradients_of,
+    parameter_name,
+    pieces,
+)
 from bench.plugins.optimizers._orthogonalize import newton_schulz, newton_schulz_batched
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch.optim.optimizer import ParamsT
 
     from bench import NamedParameters, Run
@@ -42,12 +48,12 @@ class Muon(Algorithm):
     name = "muon"
     deviations = (
         (
-            "The shape factor of a convolution comes from its (out, in*kh*kw) view; the reference code takes it from the "
-            "last two dimensions of the 4-D gradient."
+            "The shape factor of a convolution comes from its (out, in*kh*kw) view; the reference code takes it from "
+            "the last two dimensions of the 4-D gradient."
         ),
         (
-            "The norm before Newton-Schulz is taken in fp32 and floored at 1e-7; the reference code takes it in bfloat16 "
-            "and adds 1e-7."
+            "The norm before Newton-Schulz is taken in fp32 and floored at 1e-7; the reference code takes it in "
+            "bfloat16 and adds 1e-7."
         ),
         "The gradient is left as it is; the reference code overwrites it.",
     )
@@ -70,7 +76,8 @@ class Muon(Algorithm):
 
     def optimizer(self, named_parameters: NamedParameters, run: Run) -> MuonOptimizer:
         """Return one optimizer with a Muon group and an AdamW group."""
-        matrices, rest = [], []
+        matrices: list[tuple[str, Tensor]] = []
+        rest: list[tuple[str, Tensor]] = []
         for name, parameter in named_parameters:
             hidden = run.role(name) in HIDDEN_MATRICES and parameter.ndim >= 2
             (matrices if hidden else rest).append((name, parameter))
@@ -96,7 +103,7 @@ class Muon(Algorithm):
 
 
 MUON_OPTIONS = ("lr", "weight_decay", "momentum", "nesterov", "newton_schulz_steps", "shape_factor")
-ADAMW_DEFAULTS = {"lr": 3e-4, "betas": (0.9, 0.95), "eps": 1e-10, "weight_decay": 0.0}
+ADAMW_DEFAULTS: Group = {"lr": 3e-4, "betas": (0.9, 0.95), "eps": 1e-10, "weight_decay": 0.0}
 
 
 class MuonOptimizer(BaseOptimizer):
@@ -148,7 +155,7 @@ class MuonOptimizer(BaseOptimizer):
             params, dict(zip(MUON_OPTIONS, options, strict=True)) | {"algorithm": "muon", "foreach": foreach}
         )
 
-    def add_param_group(self, param_group: dict[str, object]) -> None:
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group after checking its options and the shapes of its parameters."""
         algorithm = param_group.get("algorithm", "muon")
         if algorithm == "adamw":
@@ -172,7 +179,7 @@ class MuonOptimizer(BaseOptimizer):
             self.param_groups.pop()
             raise
 
-    def _update(self, group: Group, parameters: Sequence[nn.Parameter]) -> None:
+    def _update(self, group: Group, parameters: list[Tensor]) -> None:
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter] = _fresh_state(parameter, group)
@@ -182,14 +189,14 @@ class MuonOptimizer(BaseOptimizer):
         for bucket in bucketed(parameters, lambda parameter: (parameter.device, parameter.dtype, parameter.shape)):
             for piece in pieces(bucket):
                 momenta = [self.state[parameter]["momentum"] for parameter in piece]
-                gradients = [parameter.grad for parameter in piece]
+                gradients = gradients_of(piece)
                 if group["foreach"]:
                     muon_batched(piece, gradients, momenta, group)
                 else:
                     for tensors in zip(piece, gradients, momenta, strict=True):
                         muon_single(*tensors, group)
 
-    def _update_adamw(self, group: Group, parameters: Sequence[nn.Parameter]) -> None:
+    def _update_adamw(self, group: Group, parameters: list[Tensor]) -> None:
         betas = group["betas"]
         for parameter in parameters:
             self.state[parameter]["step"] += 1
@@ -197,14 +204,16 @@ class MuonOptimizer(BaseOptimizer):
             step = self.state[bucket[0]]["step"]
             eps, size = corrected_eps(group["eps"], betas, step), group["lr"] * bias_factor(betas, step)
             for piece in pieces(bucket):
-                states = [self.state[parameter] for parameter in piece]
-                moments = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")]
-                gradients = [parameter.grad for parameter in piece]
+                exp_avgs, exp_avg_sqs = ([self.state[p][name] for p in piece] for name in ("exp_avg", "exp_avg_sq"))
+                gradients = gradients_of(piece)
                 decay_weights(piece, group)
                 if group["foreach"]:
-                    directions = adam_directions(gradients, *moments, betas, eps)
+                    directions = adam_directions(gradients, exp_avgs, exp_avg_sqs, betas, eps)
                 else:
-                    directions = [adam_direction(*ts, betas, eps) for ts in zip(gradients, *moments, strict=True)]
+                    directions = [
+                        adam_direction(*tensors, betas, eps)
+                        for tensors in zip(gradients, exp_avgs, exp_avg_sqs, strict=True)
+                    ]
                 torch._foreach_add_(piece, directions, alpha=-size)
 
 
@@ -243,13 +252,11 @@ def muon_single(weight: Tensor, gradient: Tensor, momentum: Tensor, options: Gro
     weight.add_(polar.to(weight.dtype), alpha=-lr * step_factor(weight.shape, options["shape_factor"]))
 
 
-def muon_batched(
-    weights: Sequence[Tensor], gradients: Sequence[Tensor], momenta: Sequence[Tensor], options: Group
-) -> None:
+def muon_batched(weights: list[Tensor], gradients: list[Tensor], momenta: list[Tensor], options: Group) -> None:
     """Step matrices of one shape, dtype and device, their Newton-Schulz iterations as one batch."""
     mu, lr = options["momentum"], options["lr"]
     torch._foreach_lerp_(momenta, gradients, 1.0 - mu)
-    mixed = torch._foreach_lerp(gradients, momenta, mu) if options["nesterov"] else momenta
+    mixed = torch._foreach_lerp(gradients, momenta, mu) if options["nesterov"] else momenta  # noqa: SLF001 - as in torch
     stack = torch.stack([matrix.flatten(1) for matrix in mixed])
     polar = newton_schulz_batched(stack, options["newton_schulz_steps"]).to(weights[0].dtype)
     decay_weights(weights, options)

@@ -32,9 +32,7 @@ class WarmupCosine(Algorithm):
     """
 
     name = "warmup-cosine"
-    deviations = (
-        "The factor stays at its final value past the end of the run; the reference schedule is cyclic and starts over.",
-    )
+    deviations = ("The factor stays at its final value past the end of the run; the reference schedule is cyclic.",)
 
     warmup_fraction: Annotated[float, Ge(0), Lt(1)] = hyper(0.1, help="part of the run that warms up")
     final_factor: Annotated[float, Ge(0), Le(1)] = hyper(0.1, help="factor at the end of the run")
