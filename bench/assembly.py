@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from bench.algorithm import TRAINING_SLOTS, Algorithm, Batch, Freezer, Learner, Schedule, Selector, slots
+from bench.algorithm import TRAINING_SLOTS, Algorithm, Freezer, Learner, Schedule, Selector, slots
 from bench.errors import BenchError, SlotFault, SlotMismatch
 from bench.roles import assign_roles
 from bench.run import Run, adapted_roles
@@ -117,7 +117,9 @@ def _call(algorithm: Algorithm, slot: str, kind: type | None, *arguments: Any) -
     right = callable(result) if kind is None else isinstance(result, kind)
     if not right:
         wanted = "something callable" if kind is None else f"a {kind.__module__}.{kind.__name__}"
-        raise SlotFault(f"{algorithm.name}.{slot} returned {result!r:.80} ({type(result).__name__}); it must return {wanted}")
+        raise SlotFault(
+            f"{algorithm.name}.{slot} returned {result!r:.80} ({type(result).__name__}); it must return {wanted}"
+        )
     return result
 
 

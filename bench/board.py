@@ -16,7 +16,17 @@ import pandas as pd
 Measure = Literal["time", "steps", "memory", "energy", "quality"]
 MEASURES: tuple[Measure, ...] = ("time", "steps", "memory", "energy", "quality")
 
-BOARD = ["workload", "workload_minor", "tier", "precision", "data_source", "data_sha256", "protocol", "protocol_sha256", "device_class"]
+BOARD = [
+    "workload",
+    "workload_minor",
+    "tier",
+    "precision",
+    "data_source",
+    "data_sha256",
+    "protocol",
+    "protocol_sha256",
+    "device_class",
+]
 """What must be equal for two trials to compare."""
 
 ROW = ["algorithm", "algorithm_version", "algorithm_source_sha256", "hyperparameters", "fillers"]
@@ -30,6 +40,10 @@ class Board:
     shared: dict[str, Any]
     rows: pd.DataFrame
     notes: Sequence[str]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the rows, in order, as dictionaries."""
+        return [{str(key): value for key, value in row.items()} for row in self.rows.to_dict("records")]
 
 
 def boards(trials: pd.DataFrame, by: Measure = "time") -> list[Board]:
@@ -54,11 +68,21 @@ def _board(shared: dict[str, Any], trials: pd.DataFrame, by: Measure) -> Board:
         notes.append("protocol quick: shown in order, not ranked")
     rows = pd.DataFrame([_row(dict(zip(ROW, key, strict=True)), cell) for key, cell in trials.groupby(ROW, sort=True)])
     if by == "time" and bool(rows["contended"].any()):
-        notes.append("times marked with * were measured on a busy machine and do not rank: these rows are ordered by steps")
+        notes.append(
+            "times marked with * were measured on a busy machine and do not rank: these rows are ordered by steps"
+        )
     order = _order(rows, by, bool(trials["metric_direction"].iloc[0] == "min"))
     rows = rows.iloc[order].reset_index(drop=True)
-    rows.insert(0, "rank", [str(i + 1) if ranked and not (by == "time" and busy) else "-" for i, busy in enumerate(rows["contended"])])
-    return Board(shared=shared | {"by": by, "target": _only(trials["target"]), "metric": _only(trials["metric"])}, rows=rows, notes=notes)
+    rows.insert(
+        0,
+        "rank",
+        [str(i + 1) if ranked and not (by == "time" and busy) else "-" for i, busy in enumerate(rows["contended"])],
+    )
+    return Board(
+        shared=shared | {"by": by, "target": _only(trials["target"]), "metric": _only(trials["metric"])},
+        rows=rows,
+        notes=notes,
+    )
 
 
 def _row(setting: dict[str, Any], cell: pd.DataFrame) -> dict[str, Any]:
@@ -93,7 +117,13 @@ def _order(rows: pd.DataFrame, by: Measure, minimise: bool) -> list[int]:
     }[by]
     missed = rows["hits"] < rows["seeds"] if by in {"time", "steps"} else pd.Series(data=False, index=rows.index)
     keys = pd.DataFrame(
-        {"missed": missed, "value": column, "steps": rows["steps_to_target"], "quality": quality, "name": rows["algorithm"]}
+        {
+            "missed": missed,
+            "value": column,
+            "steps": rows["steps_to_target"],
+            "quality": quality,
+            "name": rows["algorithm"],
+        }
     )
     return list(keys.sort_values(list(keys.columns), na_position="last", kind="stable").index)
 

@@ -30,11 +30,11 @@ EXIT_DONE, EXIT_TRIAL_FAILED, EXIT_USER, EXIT_INTERNAL, EXIT_INTERRUPTED = 0, 1,
 class Verbs(click.Group):
     """A group whose commands are imported only when they are called."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Return the verbs, in the order of the help."""
         return list(VERBS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
         """Import the command ``cmd_name``."""
         if cmd_name not in VERBS:
             return None
@@ -54,7 +54,7 @@ class Verbs(click.Group):
             raise UnknownName("command", args[0], VERBS)
         return super().resolve_command(ctx, args)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
         """Write the verbs without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(VERBS.items()))
@@ -72,30 +72,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done, 1 a trial failed (its outcome is in the record), 2 user error, 3 internal error, 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
     try:
         code = cli.main(arguments, prog_name="bench", standalone_mode=False)
-    except BenchError as error:
-        return _fail(str(error), EXIT_USER, debug=debug)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return EXIT_USER
-    except click.ClickException as error:
-        hint = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "bench"
-        return _fail(f"{error.format_message()}\n\nHint: {hint} --help", EXIT_USER, debug=debug)
-    except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted; give the same command again to go on", EXIT_INTERRUPTED, debug=False)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe went away; Python would complain once more at its end
         return EXIT_DONE
-    except Exception as error:  # noqa: BLE001 - the last resort: one message instead of a traceback
-        text = f"internal error: {type(error).__name__}: {error}\n\nHint: run it again with --debug and report the traceback"
-        return _fail(text, EXIT_INTERNAL, debug=debug)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last resort: a message, not a traceback
+        if "--debug" in arguments:
+            traceback.print_exc()
+        code, message = _explain(error)
+        click.echo(f"Error: {message}", err=True)
     return int(code or EXIT_DONE)
 
 
-def _fail(message: str, code: int, *, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    click.echo(f"Error: {message}", err=True)
-    return code
+def _explain(error: BaseException) -> tuple[int, str]:
+    """Return exit code and message for what ended a command."""
+    if isinstance(error, BenchError):
+        return EXIT_USER, str(error)
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return EXIT_USER, f"no command\n\n{error.format_message()}"
+    if isinstance(error, click.ClickException):
+        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "bench"
+        return EXIT_USER, f"{error.format_message()}\n\nHint: {where} --help"
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return EXIT_INTERRUPTED, "interrupted; give the same command again to go on"
+    hint = "run it again with --debug and report the traceback"
+    return EXIT_INTERNAL, f"internal error: {type(error).__name__}: {error}\n\nHint: {hint}"

@@ -1,8 +1,8 @@
 """Where time is measured: laps of named sections, synchronised only when the clock is paused or resumed.
 
-Inside a lap nothing waits for the device: on CUDA each section change records an event in the stream, which is read when
-the clock pauses. So the timer adds no synchronisation to the hot path, and what the device did is charged to the section
-that asked for it.
+Inside a lap nothing waits for the device: on CUDA each section change records an event in the stream, which is read
+when the clock pauses. So the timer adds no synchronisation to the hot path, and what the device did is charged to the
+section that asked for it.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Clock:
 
     def _stamp(self) -> Any:
         if self._device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
+            event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(self._device))
             return event
         return time.perf_counter()

@@ -23,7 +23,7 @@ GRACE_S = 60.0
 OnEvent = Callable[[Mapping[str, Any]], None]
 
 
-def run_trial(trial: Trial, store: Store, on_event: OnEvent = lambda event: None) -> dict[str, Any]:
+def run_trial(trial: Trial, store: Store, on_event: OnEvent = lambda _: None) -> dict[str, Any]:
     """Run ``trial`` in a fresh process and return its row; ``on_event`` sees each event as it is logged.
 
     A trial whose process dies, hangs or is interrupted still ends in a row: outcome ``interrupted`` or ``timeout``.

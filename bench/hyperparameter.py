@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from bench.errors import BadValue, UnknownName
@@ -49,7 +49,7 @@ def hyper(default: T, *, help: str, search: Log | Linear | Choice | None = None)
     return field
 
 
-@lru_cache(maxsize=None)
+@cache
 def _adapters(cls: type) -> dict[str, TypeAdapter[Any]]:
     from pydantic import ConfigDict, TypeAdapter  # imported late: listings do not need it
 

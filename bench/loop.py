@@ -38,7 +38,9 @@ def train(parts: Parts, workload: Workload, clock: Clock, observe: Observer, *, 
     """
     run, tier = parts.run, workload.tier
     batches = workload.batches(run.seed, start, run.device)
-    if start == 0 and observe(Evaluation(step=0, metrics=_evaluate(parts, workload, clock), train_loss=None, learning_rate=0.0)):
+    if start == 0 and observe(
+        Evaluation(step=0, metrics=_evaluate(parts, workload, clock), train_loss=None, learning_rate=0.0)
+    ):
         return
     losses: list[Tensor] = []
     clock.resume("data")
@@ -79,7 +81,8 @@ def take_step(parts: Parts, workload: Workload, clock: Clock, batches: Iterator[
         return _scalar(parts.learn(batch), "learner")
     gradient = _closure(parts, workload, clock, batch)
     if parts.closure:
-        return _scalar(parts.optimizer.step(gradient), "optimizer.step(closure)")
+        step_with: Any = parts.optimizer.step  # torch types a closure's loss as float; ours stays on the device
+        return _scalar(step_with(gradient), "optimizer.step(closure)")
     loss = gradient()
     parts.optimizer.step()
     return loss

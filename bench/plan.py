@@ -24,7 +24,7 @@ CHECKPOINT_EVERY_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a user asked for; ``settings`` are the texts of ``--set``, ``seeds`` ``None`` means the protocol's number."""
+    """What a user asked for; ``settings`` are texts of ``--set``; no ``seeds`` means as many as the protocol says."""
 
     plugins: Sequence[str]
     workload: str
@@ -62,9 +62,7 @@ def make_plan(registry: Registry, request: Request) -> Plan:
         registry,
         request.workload,
         request.tier or default_tier(registry, request.workload, device),
-        request.source,
-        request.directory,
-        request.tokenizer,
+        DataRequest(source=request.source, directory=request.directory, tokenizer=request.tokenizer),
     )
     algorithms = stacks(registry, request, workload)
     for stack in algorithms.values():
@@ -113,12 +111,9 @@ def make_plan(registry: Registry, request: Request) -> Plan:
     )
 
 
-def open_workload(
-    registry: Registry, name: str, tier: str, source: str | None, directory: Path | None, tokenizer: str | None
-) -> Workload:
+def open_workload(registry: Registry, name: str, tier: str, request: DataRequest | None = None) -> Workload:
     """Open one tier of a workload on the requested data."""
-    request = DataRequest(source=source, directory=directory, tokenizer=tokenizer)
-    return registry.workload_class(name)(tier, request)
+    return registry.workload_class(name)(tier, request or DataRequest())
 
 
 def default_tier(registry: Registry, workload: str, device: str) -> str:

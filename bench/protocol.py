@@ -1,4 +1,4 @@
-"""Tuning protocols: which settings and seeds a comparison consists of. Each is a versioned TOML file in ``protocols/``."""
+"""Tuning protocols: which settings and seeds make a comparison. Each is a versioned TOML file in ``protocols/``."""
 
 from __future__ import annotations
 

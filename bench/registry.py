@@ -72,7 +72,7 @@ class Registry:
         fresh: dict[str, E] = {}
         for entry in getattr(module, hook)():
             if not isinstance(entry, kind):
-                raise BadValue(f"{hook} returned {entry!r} ({type(entry).__name__}); it must return {kind.__name__} objects")
+                raise BadValue(f"{hook} returned {entry!r} ({type(entry).__name__}), not {kind.__name__} objects")
             if entry.name in table or entry.name in fresh:
                 owner = self.packages.get(entry.name, package)
                 raise BadValue(f"the name {entry.name!r} is taken already, by the package {owner!r}")

@@ -30,7 +30,7 @@ class Run:
 
     seed: int
     steps: int
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "fp32"
     budget_s: float | None = None
     micro_batches: int = 1
@@ -51,11 +51,16 @@ class Run:
         try:
             return self.roles[name]
         except KeyError:
-            raise BadValue(f"no role is known for the parameter {name!r}", hint=f"known: {sorted(self.roles)[:8]} ...") from None
+            raise BadValue(
+                f"no role is known for the parameter {name!r}", hint=f"known: {sorted(self.roles)[:8]} ..."
+            ) from None
 
 
 def adapted_roles(
-    before: Iterable[tuple[str, nn.Parameter]], roles: Mapping[str, Role], after: nn.Module, patterns: Mapping[str, Role]
+    before: Iterable[tuple[str, nn.Parameter]],
+    roles: Mapping[str, Role],
+    after: nn.Module,
+    patterns: Mapping[str, Role],
 ) -> dict[str, Role]:
     """Return the roles of the parameters of an adapted model.
 

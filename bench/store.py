@@ -139,11 +139,13 @@ class Store:
 
     def trials(self) -> pd.DataFrame:
         """Return ``trials`` as a pandas frame."""
-        return self.table("trials").to_pandas()
+        frame: pd.DataFrame = self.table("trials").to_pandas()
+        return frame
 
     def curves(self) -> pd.DataFrame:
         """Return ``curves`` as a pandas frame; ``metrics`` holds (name, value) pairs."""
-        return self.table("curves").to_pandas()
+        frame: pd.DataFrame = self.table("curves").to_pandas()
+        return frame
 
 
 class EventLog:
@@ -172,14 +174,19 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
     whole = lines[:-1]  # what follows the last newline was never finished
     events = []
     for number, line in enumerate(whole, start=1):
-        try:
-            event = json.loads(line)
-            if not isinstance(event, dict) or not isinstance(event.get("event"), str):
-                raise TypeError
-        except (ValueError, TypeError):
-            raise BadStore(f"{path}, line {number} is not an event: {line[:60]!r}") from None
+        event = _parsed(line)
+        if event is None:
+            raise BadStore(f"{path}, line {number} is not an event: {line[:60]!r}")
         events.append(event)
     return events
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
 
 
 def _drop_cut_line(path: Path) -> None:

@@ -32,7 +32,7 @@ from bench.run import Run, derive_seed
 from bench.store import EventLog, Store
 from bench.trial import Trial
 from bench.worker_environment import DIE_WITH_PARENT
-from bench.workload import Workload
+from bench.workload import DataRequest, Workload
 
 WARMUP_STEPS = 2
 
@@ -134,7 +134,9 @@ class Recorder:
             self.hit_step = step
         ended = step >= tier.steps
         if quality != quality or quality in {float("inf"), float("-inf")}:  # noqa: PLR0124 - NaN differs from itself
-            return ("reached", "") if self.hit_step is not None else ("diverged", f"{self.workload.metric} is {quality}")
+            return (
+                ("reached", "") if self.hit_step is not None else ("diverged", f"{self.workload.metric} is {quality}")
+            )
         if tier.budget_s is not None and self.clock.total_s > tier.budget_s:
             ended = True
         if self.hit_step is not None and tier.patience_steps is not None:
@@ -241,7 +243,8 @@ def _rebuild(registry: Registry, part: Any) -> Algorithm:
 def _reopen(registry: Registry, trial: Trial) -> Workload:
     directory = Path(trial.data.directory) if trial.data.directory is not None else None
     source = None if directory is not None else trial.data.source
-    workload = open_workload(registry, trial.workload, trial.tier, source, directory, trial.data.tokenizer)
+    request = DataRequest(source=source, directory=directory, tokenizer=trial.data.tokenizer)
+    workload = open_workload(registry, trial.workload, trial.tier, request)
     found = workload.data().sha256
     if found != trial.data.sha256:
         raise BadData(f"the data changed after this trial was planned: {trial.data.sha256[:12]} is now {found[:12]}")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bench.algorithm import Batch
 
 Precision = Literal["fp32", "amp-bf16", "bf16"]
-"""``fp32``; ``amp-bf16``: fp32 weights and states under bf16 autocast; ``bf16``: weights, gradients, states in bf16."""
+"""``amp-bf16``: fp32 weights and states, bf16 autocast; ``bf16``: weights, gradients and states in bf16."""
 
 
 @dataclass(frozen=True, kw_only=True)

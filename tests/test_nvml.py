@@ -65,7 +65,7 @@ def test_a_binding_that_is_not_installed_is_a_reason_not_an_import_error():
 
 def test_an_error_that_is_not_the_drivers_is_not_swallowed(double):
     with pytest.raises(ZeroDivisionError):
-        Driver(double.Double({"devices": []})).ask(lambda nvml: 1 // 0)
+        Driver(double.Double({"devices": []})).ask(lambda _: 1 // 0)
 
 
 def test_torchs_and_nvmls_spelling_of_a_uuid_agree(double):

@@ -1,18 +1,18 @@
 r"""llama-c4: LLaMA decoder pre-training on C4, the protocol of ReLoRA and GaLore with its faults mended.
 
-The model, tokenizer, batch, length, steps and schedule of the published runs; fp32 weights and states (under bf16 autocast
-where the hardware is a GPU), because a bf16 second moment with β₂ = 0.999 cannot decay and that changes rankings. Pure bf16
-is a workload of its own, ``llama-c4-bf16``.
+The model, tokenizer, batch, length, steps and schedule of the published runs; fp32 weights and states (under bf16
+autocast where the hardware is a GPU), because a bf16 second moment with β₂ = 0.999 cannot decay and that changes
+rankings. Pure bf16 is a workload of its own, ``llama-c4-bf16``.
 
 Validation is one fixed list of documents. ``loss`` is the token-weighted fp32 mean
 
-    loss = Σ_tokens −log p(token) / N_tokens        (nats per token; per byte in the byte-level tier)
+    loss = Σ_tokens -log p(token) / N_tokens        (nats per token; per byte in the byte-level tier)
 
 and does not depend on batch size or devices. ``loss_legacy`` is what the published scripts print: the mean over the N
 micro-batches of each one's mean loss, times N / (N + 1), because their batch counter starts at 1.
 
-Tier ``tiny`` is byte-level, cuts documents into consecutive windows instead of keeping only the first 256 tokens (256 bytes
-are some 60 tokens of text), and decays linearly; its data is generated unless other data is named.
+Tier ``tiny`` is byte-level, cuts documents into consecutive windows instead of keeping only the first 256 tokens (256
+bytes are some 60 tokens of text), and decays linearly; its data is generated unless other data is named.
 
 Deviations: evaluation every 1% of the steps instead of every 1000 steps; a schedule that ends with the run instead of a
 cyclic one; data order from the trial's seed instead of always 42 (seed 0 is 42 for C4); the default precision, as said.
@@ -146,12 +146,18 @@ class LlamaC4(Workload):
     @cached_property
     def sequences(self) -> Sequences:
         """The chosen documents, tokenizer and cut."""
-        return Sequences(self._documents(), self._tokenizer(), Windows(LENGTH) if self.llama_tier.byte_level else Truncate(LENGTH))
+        return Sequences(
+            self._documents(), self._tokenizer(), Windows(LENGTH) if self.llama_tier.byte_level else Truncate(LENGTH)
+        )
 
     def _documents(self) -> Embedded | LocalShards | C4:
         if self.source == "embedded":
             wanted = self.tier.steps * self.tier.batch_size
-            return Embedded() if self.llama_tier.byte_level else Embedded(train_documents=wanted, validation_documents=100_000)
+            return (
+                Embedded()
+                if self.llama_tier.byte_level
+                else Embedded(train_documents=wanted, validation_documents=100_000)
+            )
         if self.source == "local":
             directory: Path | None = self.request.directory
             assert directory is not None
@@ -170,9 +176,7 @@ class LlamaC4(Workload):
     def validation(self) -> FixedBatches:
         """The fixed list of validation documents."""
         tier = self.llama_tier
-        return validation_batches(
-            self.sequences, batch_size=tier.micro_batch_size, token_limit=tier.validation_tokens
-        )
+        return validation_batches(self.sequences, batch_size=tier.micro_batch_size, token_limit=tier.validation_tokens)
 
     def data(self) -> DataIdentity:
         """Return the identity of documents, tokenizer and cut together."""
@@ -227,4 +231,4 @@ def _to(batch: Mapping[str, Any], device: torch.device) -> Batch:
 
 
 def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf  # noqa: PLR2004 - exp overflows above 709
+    return math.exp(value) if value < 700 else math.inf

@@ -1,8 +1,8 @@
 """llama-c4-bf16: the same runs as ``llama-c4`` in pure bf16, as most published ones were made.
 
-Weights, gradients and optimizer states are bf16 and there is no fp32 master copy: updates below 2⁻⁹ of a weight are lost, and
-a second moment with β₂ = 0.999 cannot decay. Kept apart from ``llama-c4`` because both change rankings. No target is set: no
-tuned reference run has been made in this precision.
+Weights, gradients and optimizer states are bf16 and there is no fp32 master copy: updates below 2⁻⁹ of a weight are
+lost, and a second moment with β₂ = 0.999 cannot decay. Kept apart from ``llama-c4`` because both change rankings. No
+target is set: no tuned reference run has been made in this precision.
 """
 
 from __future__ import annotations

@@ -48,7 +48,9 @@ def run_options(command: F) -> F:
             click.option("--seeds", type=click.IntRange(1, 1000), metavar="N", help="Run seeds 0 to N-1."),
             click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:i]", help="Where to train."),
             click.option("--data", "source", metavar="SOURCE", help="Data source, such as embedded or c4."),
-            click.option("--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Local shards in C4's format."),
+            click.option(
+                "--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Local shards in C4's format."
+            ),
             click.option("--tokenizer", metavar="FILE|bytes", help="Tokenizer of the data; default: the tier's own."),
             results_option,
             click.option("--no-reference", is_flag=True, help="Do not run the workload's reference beside it."),

@@ -39,7 +39,7 @@ def render(rows: Sequence[Mapping[str, Any]], form: str, *, width: int, fold: st
     spare = _spare(cells, width)
     if spare < 0 and fold:
         longest = max(len(row[fold]) for row in cells)
-        limits = [longest + spare if key == fold and longest + spare >= 16 else None for key in cells[0]]  # noqa: PLR2004
+        limits = [longest + spare if key == fold and longest + spare >= 16 else None for key in cells[0]]
         spare = 0 if any(limits) else spare
     if spare < 0:
         return "\n\n".join(_block(row) for row in cells)
@@ -91,7 +91,7 @@ def seconds_text(value: float | None) -> str:
     """Return a number of seconds for people."""
     if value is None or math.isnan(value):
         return "-"
-    if value < 120:  # noqa: PLR2004 - two minutes still read well in seconds
+    if value < 120:
         return f"{value:.1f} s"
     minutes, hours = value / 60, value / 3600
-    return f"{minutes:.1f} min" if minutes < 120 else f"{hours:.1f} h"  # noqa: PLR2004
+    return f"{minutes:.1f} min" if minutes < 120 else f"{hours:.1f} h"

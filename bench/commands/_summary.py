@@ -48,9 +48,13 @@ def show_summary(plan: Plan, rows: Sequence[Mapping[str, Any]], store: Store) ->
         for name, cell in by_name.items():
             click.echo(_spread(name, cell))
     if any(row["contended"] for row in rows):
-        click.echo("\n* the machine was busy (its calibration moved by more than 10%): this time does not rank, steps do")
+        click.echo(
+            "\n* the machine was busy (its calibration moved by more than 10%): this time does not rank, steps do"
+        )
     if not plan.protocol.ranked:
-        click.echo(f"\nprotocol {plan.protocol.name}: a first look, never ranked; for a comparison use --protocol default")
+        click.echo(
+            f"\nprotocol {plan.protocol.name}: a first look, never ranked; for a comparison use --protocol default"
+        )
     click.echo(f"recorded in {store.root}; see: bench leaderboard --results {store.root}")
 
 

@@ -51,7 +51,11 @@ def _machine() -> Iterator[Finding]:
     columns = calibration.columns()
     spread = max(columns["calibration_matmul_spread"], columns["calibration_copy_spread"])
     busy = f"slowest of five calibrations {spread:.2f} times the fastest"
-    yield "warn" if calibration.contended else "ok", "load", f"{busy}{': busy, times will not rank' if calibration.contended else ''}"
+    yield (
+        "warn" if calibration.contended else "ok",
+        "load",
+        f"{busy}{': busy, times will not rank' if calibration.contended else ''}",
+    )
 
 
 def _plugins() -> Iterator[Finding]:
@@ -87,4 +91,4 @@ def _results(results: Path) -> Iterator[Finding]:
     if open_trials:
         yield "warn", "results", f"{len(open_trials)} trials have no measurement yet: bench resume --results {results}"
     free = shutil.disk_usage(results).free
-    yield "ok" if free > 1e9 else "warn", "disk", f"{free / 1e9:.1f} GB free"  # noqa: PLR2004
+    yield "ok" if free > 1e9 else "warn", "disk", f"{free / 1e9:.1f} GB free"

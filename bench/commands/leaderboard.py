@@ -25,7 +25,7 @@ from bench.errors import UnknownName
 @results_option
 @format_option
 def command(workload: str | None, tier: str | None, by: Any, results: Path, form: str) -> None:
-    """Rank the recorded trials. Trials that do not compare (other data, tier, device, ...) are on boards of their own."""
+    """Rank the recorded trials; those that do not compare (other data, tier, device, ...) get boards of their own."""
     from bench.board import boards
     from bench.store import Store
 
@@ -37,13 +37,13 @@ def command(workload: str | None, tier: str | None, by: Any, results: Path, form
             trials = trials[trials[column] == wanted]
     found = boards(trials, by)
     if form in {"json", "csv"}:
-        show_table([{**board.shared, **row} for board in found for row in board.rows.to_dict("records")], form)
+        show_table([board.shared | row for board in found for row in board.records()], form)
         return
     if not found:
         click.echo("no trials are recorded yet")
     for board in found:
         _head(board.shared, form)
-        show_table([_for_people(row) for row in board.rows.to_dict("records")], form)
+        show_table([_for_people(row) for row in board.records()], form)
         for note in board.notes:
             click.echo(f"note: {note}")
         click.echo()

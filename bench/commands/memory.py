@@ -31,7 +31,7 @@ def command(plugins: str, workload: str, tier: str | None, settings: tuple[str, 
     rows: list[dict[str, Any]] = []
     for precision, label in PRECISIONS:
         for size in tiers:
-            opened = open_workload(registry, workload, size, None, None, None)
+            opened = open_workload(registry, workload, size)
             request = Request(plugins=names, workload=workload, settings=settings, reference=False)
             for name, algorithms in stacks(registry, request, opened).items():
                 found = estimate(algorithms, opened, precision)

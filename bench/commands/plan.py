@@ -49,10 +49,16 @@ def command(form: str, **options: Any) -> None:
         show_table(rows, form)
         return
     show_header(plan, store)
-    people = [row | {"seconds": seconds_text(row["seconds"]), "memory_bytes": bytes_text(row["memory_bytes"])} for row in rows]
-    show_table([{_HEADS.get(key, key): value for key, value in row.items()} for row in people], form, fold="estimated from")
+    people = [
+        row | {"seconds": seconds_text(row["seconds"]), "memory_bytes": bytes_text(row["memory_bytes"])} for row in rows
+    ]
+    show_table(
+        [{_HEADS.get(key, key): value for key, value in row.items()} for row in people], form, fold="estimated from"
+    )
     total = sum(row["seconds"] for row in rows)
-    click.echo(f"\nIn all: {'unknown time' if math.isnan(total) else seconds_text(total)} without evaluation and start-up.")
+    click.echo(
+        f"\nIn all: {'unknown time' if math.isnan(total) else seconds_text(total)} without evaluation and start-up."
+    )
     click.echo("Memory is weights, gradients and optimizer states; activations and the framework come on top.")
 
 

@@ -14,7 +14,7 @@ FAILED = frozenset({"error", "out_of_memory", "timeout", "interrupted"})
 @click.command("run")
 @run_options
 @click.pass_context
-def command(ctx: click.Context, **options: Any) -> None:
+def command(ctx: click.Context, /, **options: Any) -> None:
     """Train a workload with one or more algorithms and record what it took.
 
     Beside each seed of an algorithm runs the same seed of the workload's tuned reference. Trials that are recorded

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import sys
 from typing import Any
 
 import click
@@ -57,7 +58,7 @@ def _workload(registry: Registry, cls: type[Workload]) -> None:
     click.echo(f"{cls.name} {cls.version}: {entry.summary}\n")
     click.echo(f"metric   {cls.metric} ({cls.direction})\ndata     {', '.join(cls.sources)}")
     click.echo(f"package  {registry.packages[cls.name]} {registry.version(cls.name)}\n")
-    click.echo(inspect.cleandoc(inspect.getmodule(cls).__doc__ or "") + "\n")  # type: ignore[union-attr]
+    click.echo(inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "") + "\n")
     show_table([_tier(name, tier) for name, tier in cls.tiers.items()], "table")
     for name, tier in cls.tiers.items():
         click.echo(f"\n{name}: reference {_values(tier)}\n  tuning: {tier.tuning}")

@@ -46,7 +46,7 @@ class AdamW(Algorithm):
     eps: Annotated[float, Ge(0)] = hyper(1e-8, help="ε, added to the corrected root of the second moment")
     weight_decay: Annotated[float, Ge(0)] = hyper(1e-2, search=Log(5e-3, 1.0), help="decoupled weight decay λ")
 
-    def optimizer(self, named_parameters: NamedParameters, run: Run) -> torch.optim.AdamW:  # noqa: ARG002 - no role matters
+    def optimizer(self, named_parameters: NamedParameters, run: Run) -> torch.optim.AdamW:
         """Return torch.optim.AdamW over all parameters."""
         parameters = list(named_parameters)
         has_kernel = all(parameter.device.type in {"cpu", "cuda"} for _, parameter in parameters)

@@ -39,7 +39,7 @@ class SGD(Algorithm):
     )
     weight_decay: Annotated[float, Ge(0)] = hyper(0.0, search=Log(1e-7, 5e-5), help="coupled weight decay λ")
 
-    def optimizer(self, named_parameters: NamedParameters, run: Run) -> torch.optim.SGD:  # noqa: ARG002 - no role matters
+    def optimizer(self, named_parameters: NamedParameters, run: Run) -> torch.optim.SGD:
         """Return torch.optim.SGD over all parameters."""
         parameters = list(named_parameters)
         has_kernel = all(parameter.device.type in {"cpu", "cuda"} for _, parameter in parameters)

@@ -135,9 +135,13 @@ class GaLoreAdamW(BaseOptimizer):
     side s and long side l. ``projection_type`` is "std" (the short side, as above), "reverse_std" (the long one),
     "left", "right" or "full" (both sides, R of shape (r, r)).
 
-        matrices = [p for p in model.layers.parameters() if p.ndim == 2]
-        rest = [*model.embedding.parameters(), *model.head.parameters()]
-        optimizer = GaLoreAdamW([{"params": matrices, "rank": 128}, {"params": rest}], lr=0.01)
+        >>> model = torch.nn.Sequential(torch.nn.Embedding(50, 16), torch.nn.Linear(16, 64), torch.nn.Linear(64, 50))
+        >>> matrix, rest = model[1].weight, [p for p in model.parameters() if p is not model[1].weight]
+        >>> optimizer = GaLoreAdamW([{"params": [matrix], "rank": 4}, {"params": rest}], lr=0.01)
+        >>> for _ in range(3):
+        ...     optimizer.zero_grad()
+        ...     model(torch.arange(50)).square().mean().backward()
+        ...     optimizer.step()
 
     ``basis`` finds P and Q: :func:`gram_basis` (fast and accurate), :func:`svd_basis` (the published SVD) or
     :func:`subspace_basis` (approximate). ``foreach=False`` steps one tensor at a time. Bad values,

@@ -56,8 +56,14 @@ class GaLoreAdamW8bit(GaLoreAdamW):
     State of a projected matrix: the basis in the gradient's dtype, and 2 r l bytes and 8 ceil(r l / 256) bytes for the
     moments.
 
-        groups = [{"params": matrices, "rank": 128}, {"params": rest}]
-        optimizer = GaLoreAdamW8bit(groups, lr=0.01)
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Embedding(50, 16), torch.nn.Linear(16, 64), torch.nn.Linear(64, 50))
+        >>> matrix, rest = model[1].weight, [p for p in model.parameters() if p is not model[1].weight]
+        >>> optimizer = GaLoreAdamW8bit([{"params": [matrix], "rank": 4}, {"params": rest}], lr=0.01)
+        >>> for _ in range(3):
+        ...     optimizer.zero_grad()
+        ...     model(torch.arange(50)).square().mean().backward()
+        ...     optimizer.step()
 
     Source: jiaweizzhao/GaLore ``galore_torch/adamw8bit.py``; arXiv:2110.02861 for the 8-bit states.
     Deviations: those of :class:`GaLore8bit`.

@@ -50,10 +50,12 @@ class GaLoreAdamWPerLayer(GaLoreAdamW):
     step. So the learning rate must be set before ``backward``; gradients can neither be accumulated nor clipped by
     their global norm, and cannot come through ``torch.amp.GradScaler``.
 
-        optimizer = GaLoreAdamWPerLayer([{"params": matrices, "rank": 128}, {"params": rest}], lr=0.01)
-        for batch in batches:
-            loss(model, batch).backward()
-            optimizer.step()
+        >>> model = torch.nn.Sequential(torch.nn.Embedding(50, 16), torch.nn.Linear(16, 64), torch.nn.Linear(64, 50))
+        >>> matrix, rest = model[1].weight, [p for p in model.parameters() if p is not model[1].weight]
+        >>> optimizer = GaLoreAdamWPerLayer([{"params": [matrix], "rank": 4}, {"params": rest}], lr=0.01)
+        >>> for _ in range(3):
+        ...     model(torch.arange(50)).square().mean().backward()
+        ...     optimizer.step()
 
     A second gradient of a parameter before :meth:`step` raises ``RuntimeError`` from ``backward``.
 

@@ -38,7 +38,7 @@ class Lion(Algorithm):
     beta2: Annotated[float, Ge(0), Lt(1)] = hyper(0.99, search=Choice((0.98, 0.99)), help="decay of the momentum, β₂")
     weight_decay: Annotated[float, Ge(0)] = hyper(0.0, search=Log(1e-2, 10.0), help="decoupled weight decay λ")
 
-    def optimizer(self, named_parameters: NamedParameters, run: Run) -> LionOptimizer:  # noqa: ARG002 - no role matters
+    def optimizer(self, named_parameters: NamedParameters, run: Run) -> LionOptimizer:
         """Return Lion over all parameters."""
         return LionOptimizer(
             list(named_parameters), lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay
@@ -56,7 +56,12 @@ class LionOptimizer(BaseOptimizer):
 
     η is ``lr``, (β₁, β₂) are ``betas``, λ is ``weight_decay``. State: M, of the parameter's shape and dtype.
 
-        optimizer = LionOptimizer(model.parameters(), lr=1e-4, weight_decay=0.1)
+        >>> model = torch.nn.Linear(8, 2)
+        >>> optimizer = LionOptimizer(model.parameters(), lr=1e-4, weight_decay=0.1)
+        >>> for _ in range(3):
+        ...     optimizer.zero_grad()
+        ...     model(torch.ones(4, 8)).square().mean().backward()
+        ...     optimizer.step()
 
     ``foreach=False`` steps one tensor at a time; the results are the same bits. Bad values raise
     :class:`~bench.errors.BadValue`, sparse gradients ``RuntimeError``.

@@ -128,9 +128,13 @@ class MuonOptimizer(BaseOptimizer):
     ``betas`` (0.9, 0.95), ``eps`` 1e-10 and ``weight_decay`` 0; embeddings, the output head, biases and norms belong
     there:
 
-        matrices = [p for p in model.layers.parameters() if p.ndim == 2]
-        rest = [*model.embedding.parameters(), *model.head.parameters()]
-        optimizer = MuonOptimizer([{"params": matrices}, {"params": rest, "algorithm": "adamw"}], lr=0.02)
+        >>> model = torch.nn.Sequential(torch.nn.Embedding(50, 16), torch.nn.Linear(16, 64), torch.nn.Linear(64, 50))
+        >>> matrix, rest = model[1].weight, [p for p in model.parameters() if p is not model[1].weight]
+        >>> optimizer = MuonOptimizer([{"params": [matrix]}, {"params": rest, "algorithm": "adamw"}], lr=0.02)
+        >>> for _ in range(3):
+        ...     optimizer.zero_grad()
+        ...     model(torch.arange(50)).square().mean().backward()
+        ...     optimizer.step()
 
     ``foreach=False`` steps one tensor at a time. Bad values and vectors in a Muon group raise
     :class:`~bench.errors.BadValue`, sparse gradients ``RuntimeError``.

@@ -33,7 +33,7 @@ class Listed:
         return iter(texts[first:] + texts[:first])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def listed() -> type[Listed]:
     return Listed
 
@@ -53,7 +53,7 @@ def write_shards(folder: Path, train: Sequence[str], validation: Sequence[str], 
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shards() -> Callable[..., Path]:
     return write_shards
 

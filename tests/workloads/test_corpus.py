@@ -8,10 +8,10 @@ import sys
 from collections import Counter
 
 import pytest
-
-from bench.errors import BadData
 from bench.workloads import _corpus
 from bench.workloads._language import TOPICS, Draws, lexicon, topic
+
+from bench.errors import BadData
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +39,13 @@ def test_pinned_documents_are_the_first_ones(train, validation):
 def test_another_hash_is_refused_with_both_hashes(monkeypatch):
     monkeypatch.setattr(_corpus, "CORPUS_SHA256", "f" * 64)
     _corpus.pinned_documents.cache_clear()
-    with pytest.raises(BadData, match="expected ffff.*version 1|version 1.*expected ffff") as caught:
+    with pytest.raises(BadData, match=r"version 1\) has SHA-256 \w+, expected ffff") as caught:
         _corpus.pinned_documents()
     assert "c42574a4" in caught.value.message
     assert "install bench anew" in caught.value.hint
 
 
-@pytest.mark.parametrize("change", [("0", "1400"), ("1", "7")])
-def test_hash_notices_a_moved_boundary(change):
-    del change
+def test_hash_notices_a_moved_boundary():
     assert _corpus.corpus_digest(["ab", "c"], []) != _corpus.corpus_digest(["a", "bc"], [])
     assert _corpus.corpus_digest(["ab"], ["c"]) != _corpus.corpus_digest(["ab", "c"], [])
 
@@ -67,7 +65,9 @@ def test_hash_seed_locale_and_process_do_not_matter(hash_seed, locale):
 
 
 def test_generating_needs_neither_torch_nor_numpy():
-    program = "import sys, bench.workloads._corpus as c; c.document(0, 'train'); print({'torch', 'numpy'} & {*sys.modules})"
+    program = (
+        "import sys, bench.workloads._corpus as c; c.document(0, 'train'); print({'torch', 'numpy'} & {*sys.modules})"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -81,8 +81,8 @@ def test_splits_share_words_and_no_document(train, validation):
     assert not set(train) & set(validation)
     assert len(set(train)) == len(train)
     known = set(words(" ".join(train)))
-    unknown = [word for word in words(" ".join(validation)) if word not in known]
-    assert len(unknown) < 0.1 * len(words(" ".join(validation)))  # names, mostly
+    found = re.findall(r"\b[a-z]+\b", " ".join(validation))  # no names: they have capitals
+    assert sum(word not in known for word in found) < 0.01 * len(found)
 
 
 def test_text_is_printable_ascii_in_capitalised_sentences(train):

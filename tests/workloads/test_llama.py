@@ -1,0 +1,440 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.errors import BadValue
+from bench.workloads._llama import IGNORED, Llama, LlamaConfig, RMSNorm, rotation, token_losses
+
+SMALL = LlamaConfig(vocabulary_size=61, hidden=32, ffn=44, layers=2, heads=4, max_positions=24)
+
+# hidden, ffn, layers, heads; millions of parameters in all, in the blocks' linear layers, in embedding and head together
+PUBLISHED = {
+    "60m": ((512, 1376, 8, 8), 58.07, 25.30, 32.77),
+    "130m": ((768, 2048, 12, 12), 134.1, 84.9, 49.2),
+    "350m": ((1024, 2736, 24, 16), 368.0, 302.4, 65.5),
+    "1b": ((2048, 5461, 24, 32), 1339.1, 1207.9, 131.1),
+    "7b": ((4096, 11008, 32, 32), 6738.4, 6476.0, 262.0),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def build(config: LlamaConfig = SMALL, seed: int = 0, *, spread: float = 1.0) -> Llama:
+    """A model; ``spread`` multiplies its matrices and shakes its norms, so that every part matters to the logits."""
+    model = Llama(config, torch.Generator().manual_seed(seed))
+    if spread != 1.0:
+        generator = torch.Generator().manual_seed(seed + 1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 1:
+                    parameter.uniform_(0.5, 1.5, generator=generator)
+                else:
+                    parameter.mul_(spread)
+    return model
+
+
+def tokens(batch: int = 3, positions: int = 16, seed: int = 0) -> Tensor:
+    return torch.randint(0, SMALL.vocabulary_size, (batch, positions), generator=torch.Generator().manual_seed(seed))
+
+
+def published(name: str) -> Llama:
+    hidden, ffn, layers, heads = PUBLISHED[name][0]
+    with torch.device("meta"):
+        return Llama(LlamaConfig(vocabulary_size=32_000, hidden=hidden, ffn=ffn, layers=layers, heads=heads))
+
+
+@pytest.mark.paper
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_sizes_have_their_published_parameter_counts(name):
+    _, total, linear, ends = PUBLISHED[name]
+    sizes = {key: parameter.numel() / 1e6 for key, parameter in published(name).named_parameters()}
+    found_ends = sizes["embedding.weight"] + sizes["lm_head.weight"]
+    found_linear = sum(size for key, size in sizes.items() if key.startswith("layers.") and "norm" not in key)
+
+    def half_a_last_digit(value: float) -> float:
+        return {"58.07": 0.005, "25.3": 0.005, "32.77": 0.005, "262.0": 0.5, "6476.0": 0.5}.get(str(value), 0.05)
+
+    assert sum(sizes.values()) == pytest.approx(total, abs=half_a_last_digit(total))
+    assert found_linear == pytest.approx(linear, abs=half_a_last_digit(linear))
+    assert found_ends == pytest.approx(ends, abs=half_a_last_digit(ends))
+
+
+def test_the_tiny_model_has_the_pilots_0_86_million_parameters():
+    with torch.device("meta"):
+        model = Llama(LlamaConfig(vocabulary_size=256, hidden=128, ffn=344, layers=4, heads=4))
+    assert sum(parameter.numel() for parameter in model.parameters()) == 857_216
+
+
+def test_7b_on_the_meta_device_has_shapes_everywhere_and_storage_nowhere():
+    model = published("7b")
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers()), **model.state_dict(keep_vars=True)}
+    assert all(tensor.is_meta for tensor in state.values())
+    logits = model(torch.zeros(2, 256, dtype=torch.long, device="meta"))
+    assert logits.is_meta
+    assert logits.shape == (2, 256, 32_000)
+
+
+def test_a_meta_model_made_real_has_the_weights_of_one_built_real():
+    with torch.device("meta"):
+        model = Llama(SMALL)
+    model.to_empty(device="cpu").reset_parameters(torch.Generator().manual_seed(5))
+    assert_same_weights(model, build(seed=5))
+
+
+def test_parameter_names_are_the_documented_ones():
+    block = (
+        "attention_norm.weight",
+        *(f"attention.{name}.weight" for name in "qkvo"),
+        "mlp_norm.weight",
+        *(f"mlp.{name}.weight" for name in ("gate", "up", "down")),
+    )
+    expected = {"embedding.weight", "norm.weight", "lm_head.weight"} | {f"layers.{i}.{n}" for i in (0, 1) for n in block}
+    assert set(build().state_dict()) == expected
+
+
+def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
+    for (name, first), (_, second) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+        assert torch.equal(first, second), name
+
+
+def test_a_seed_fixes_the_weights_and_leaves_the_global_generator_alone():
+    torch.manual_seed(1)
+    first = build(seed=7)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    second = build(seed=7)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert_same_weights(first, second)
+    assert not torch.equal(first.lm_head.weight, build(seed=8).lm_head.weight)
+
+
+def test_without_a_generator_the_global_one_is_drawn_from():
+    torch.manual_seed(3)
+    first = Llama(SMALL)
+    torch.manual_seed(3)
+    assert_same_weights(first, Llama(SMALL))
+    assert not torch.equal(first.lm_head.weight, Llama(SMALL).lm_head.weight)
+
+
+def test_matrices_start_normal_with_standard_deviation_0_02_and_norms_at_one():
+    model = build(LlamaConfig(vocabulary_size=500, hidden=128, ffn=256, layers=1, heads=2))
+    for name, parameter in model.named_parameters():
+        values = parameter.detach()
+        if values.ndim == 1:
+            assert torch.equal(values, torch.ones_like(values)), name
+            continue
+        values = values[:-1] if name == "embedding.weight" else values
+        deviations = 6 / math.sqrt(values.numel())
+        assert abs(float(values.mean())) < 0.02 * deviations, name
+        assert float(values.std()) == pytest.approx(0.02, rel=deviations), name
+        assert float((values / 0.02).pow(4).mean()) == pytest.approx(3.0, abs=0.4), name  # a normal's kurtosis
+
+
+@pytest.mark.paper
+def test_the_last_embedding_row_is_zero_and_stays_so_while_every_other_weight_can_learn():
+    model = build()
+    last = SMALL.vocabulary_size - 1
+    every_token = torch.arange(SMALL.vocabulary_size).repeat(2)[: 3 * 24].view(3, 24)
+    every_token = torch.cat((every_token, torch.arange(37, 61)[None]))
+    token_losses(model(every_token), every_token).mean().backward()
+    assert not model.embedding.weight[last].any()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        rows = parameter.grad.reshape(parameter.shape[0], -1).abs().amax(1)
+        silent = (rows == 0).nonzero().flatten().tolist()
+        assert silent == ([last] if name == "embedding.weight" else []), name
+    torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1).step()
+    assert not model.embedding.weight[last].any()
+
+
+@pytest.mark.parametrize("changed", [1, 8, 15])
+def test_a_later_token_leaves_earlier_logits_bit_equal(changed):
+    model, first = build(spread=10.0), tokens()
+    second = first.clone()
+    second[:, changed] = (second[:, changed] + 1) % (SMALL.vocabulary_size - 1)
+    before, after = model(first), model(second)
+    assert torch.equal(before[:, :changed], after[:, :changed])
+    assert not torch.allclose(before[:, changed:], after[:, changed:])
+
+
+def test_the_last_position_depends_on_the_first():
+    model, first = build(spread=10.0), tokens()
+    second = first.clone()
+    second[:, 0] = (second[:, 0] + 1) % (SMALL.vocabulary_size - 1)
+    assert not torch.allclose(model(first)[:, -1], model(second)[:, -1])
+
+
+def test_sequences_of_a_batch_do_not_see_each_other():
+    model, batch = build(spread=10.0), tokens()
+    alone = torch.cat([model(sequence[None]) for sequence in batch])
+    torch.testing.assert_close(model(batch), alone, rtol=1e-5, atol=1e-5)
+
+
+HUGGING_FACE_NAMES = {
+    "embedding.weight": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "lm_head.weight": "lm_head.weight",
+    **{
+        f"layers.{i}.{ours}.weight": f"model.layers.{i}.{theirs}.weight"
+        for i in range(SMALL.layers)
+        for ours, theirs in {
+            "attention_norm": "input_layernorm",
+            "attention.q": "self_attn.q_proj",
+            "attention.k": "self_attn.k_proj",
+            "attention.v": "self_attn.v_proj",
+            "attention.o": "self_attn.o_proj",
+            "mlp_norm": "post_attention_layernorm",
+            "mlp.gate": "mlp.gate_proj",
+            "mlp.up": "mlp.up_proj",
+            "mlp.down": "mlp.down_proj",
+        }.items()
+    },
+}
+
+
+def hugging_face(model: Llama) -> nn.Module:
+    """The same weights in Hugging Face's implementation; skips the test where that is not installed."""
+    transformers = pytest.importorskip("transformers", reason="parity is against transformers.LlamaForCausalLM")
+    theirs = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=SMALL.vocabulary_size,
+            hidden_size=SMALL.hidden,
+            intermediate_size=SMALL.ffn,
+            num_hidden_layers=SMALL.layers,
+            num_attention_heads=SMALL.heads,
+            max_position_embeddings=SMALL.max_positions,
+            rms_norm_eps=1e-6,
+            rope_theta=10_000.0,
+            tie_word_embeddings=False,
+            attn_implementation="sdpa",
+        )
+    )
+    state = {HUGGING_FACE_NAMES[name]: value for name, value in model.state_dict().items()}
+    theirs.load_state_dict(state, strict=True)
+    return theirs.to(next(model.parameters()).dtype)
+
+
+@pytest.mark.paper
+def test_logits_loss_and_gradients_are_hugging_faces_in_fp32():
+    model, batch = build(spread=10.0), tokens(positions=24)
+    theirs = hugging_face(model)
+    labels = batch.clone()
+    labels[1, 9:] = IGNORED
+    expected = theirs(input_ids=batch, labels=labels)
+    logits = model(batch)
+    torch.testing.assert_close(logits, expected.logits, rtol=1e-5, atol=1e-5)
+    loss = token_losses(logits, labels).mean()
+    torch.testing.assert_close(loss, expected.loss, rtol=1e-5, atol=1e-5)
+    loss.backward()
+    expected.loss.backward()
+    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    gradients["model.embed_tokens.weight"][-1] = 0.0  # our padding row has none
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[HUGGING_FACE_NAMES[name]], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.paper
+def test_logits_in_pure_bf16_are_hugging_faces_to_the_bit():
+    model, batch = build(spread=10.0).to(torch.bfloat16), tokens(positions=24)
+    assert torch.equal(model(batch), hugging_face(model)(input_ids=batch).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rms_norm_rounds_before_it_multiplies_by_the_weight(dtype):
+    generator = torch.Generator().manual_seed(0)
+    norm = RMSNorm(48, 1e-6).to(dtype)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 1.5, generator=generator)
+    x = (torch.randn(64, 48, generator=generator) * torch.logspace(-4, 2, 64)[:, None]).to(dtype)
+    x[5] = 0.0
+    quotient = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    assert norm(x).dtype == dtype
+    rounding = torch.finfo(dtype).eps
+    torch.testing.assert_close(norm(x).double(), quotient * norm.weight.double(), rtol=2 * rounding, atol=0.0)
+    torch.testing.assert_close(norm(x), norm.weight * quotient.to(dtype), rtol=rounding / 2, atol=0.0)
+
+
+def scores(query: Tensor, key: Tensor, positions: int) -> Tensor:
+    """Scores (T, T) of one query and one key vector, each placed at every position."""
+    rotary = rotation(positions, query.numel(), 10_000.0, query.device)
+    return rotary.rotate(query.expand(positions, -1)) @ rotary.rotate(key.expand(positions, -1)).T
+
+
+@pytest.mark.paper
+def test_rotary_scores_depend_on_the_difference_of_positions_only():
+    query, key = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    found = scores(query, key, 40)
+    for difference in range(-39, 40):
+        diagonal = found.diagonal(difference)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=1e-4, atol=1e-4)
+    assert float(found[0].std()) > 0.1
+    torch.testing.assert_close(found[0, 0], query @ key)
+
+
+def test_rotary_turns_each_half_split_pair_by_the_published_angle():
+    positions, size = 7, 8
+    x = torch.randn(positions, size, generator=torch.Generator().manual_seed(0))
+    found = rotation(positions, size, 10_000.0, x.device).rotate(x)
+    for t in range(positions):
+        for i in range(size // 2):
+            angle = t * 10_000.0 ** (-2 * i / size)
+            first, second = float(x[t, i]), float(x[t, i + size // 2])
+            assert float(found[t, i]) == pytest.approx(first * math.cos(angle) - second * math.sin(angle), abs=1e-5)
+            assert float(found[t, i + 4]) == pytest.approx(second * math.cos(angle) + first * math.sin(angle), abs=1e-5)
+
+
+def test_converting_to_bf16_and_back_does_not_touch_the_rotary_tables():
+    model, batch = build(), tokens()
+    rounded = {name: value.to(torch.bfloat16).float() for name, value in model.state_dict().items()}
+    there_and_back = build().to(torch.bfloat16).to(torch.float32)
+    model.load_state_dict(rounded)
+    assert torch.equal(there_and_back(batch), model(batch))
+
+
+def test_pure_bf16_is_bf16_in_every_activation_weight_and_gradient_but_the_loss_is_fp32():
+    model, batch, found = build(spread=10.0).to(torch.bfloat16), tokens(), []
+    for module in model.modules():
+        module.register_forward_hook(lambda _module, _inputs, output: found.append(output.dtype))
+    logits = model(batch)
+    loss = token_losses(logits, batch)
+    loss.mean().backward()
+    assert set(found) == {logits.dtype} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert {parameter.grad.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert loss.sum.dtype == loss.count.dtype == loss.mean().dtype == torch.float32
+
+
+def test_bf16_autocast_keeps_weights_gradients_residual_stream_and_loss_in_fp32():
+    model, batch = build(spread=10.0), tokens()
+    stream = []
+    for block in model.layers:
+        block.register_forward_hook(lambda _module, _inputs, output: stream.append(output.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(batch)
+        loss = token_losses(logits, batch, torch.tensor([1.0, 0.3, 1.0 + 2.0**-12])).mean()
+    loss.backward()
+    assert logits.dtype == torch.bfloat16
+    assert set(stream) == {torch.float32}
+    assert loss.dtype == torch.float32
+    assert {parameter.grad.dtype for parameter in model.parameters()} == {torch.float32}
+    torch.testing.assert_close(logits.float(), model(batch), rtol=0.1, atol=0.1 * float(logits.std()))
+
+
+def by_hand(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[float, float]:
+    total, count = 0.0, 0.0
+    for b in range(labels.shape[0]):
+        for t in range(labels.shape[1] - 1):
+            label = int(labels[b, t + 1])
+            if label != IGNORED:
+                row = logits[b, t].double()
+                total += float(weights[b]) * float(row.exp().sum().log() - row[label])
+                count += float(weights[b])
+    return total, count
+
+
+def padded() -> tuple[Tensor, Tensor]:
+    """Logits and labels of four sequences: full, padded from position 5 and 1 on, and with a hole."""
+    logits = 3 * torch.randn(4, 10, 13, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(0, 13, (4, 10), generator=torch.Generator().manual_seed(1))
+    labels[1, 5:] = labels[2, 1:] = labels[3, 4] = IGNORED
+    return logits, labels
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 1.0, 1.0, 1.0], [0.5, 2.0, 7.0, 0.0]])
+def test_token_losses_are_those_of_a_loop_over_sequences_and_positions(weights):
+    logits, labels = padded()
+    chosen = None if weights is None else torch.tensor(weights)
+    total, count = by_hand(logits, labels, torch.ones(4) if chosen is None else chosen)
+    found = token_losses(logits, labels, chosen)
+    assert float(found.sum) == pytest.approx(total, rel=1e-5)
+    assert float(found.count) == count
+    assert float(found.mean()) == pytest.approx(total / count, rel=1e-5)
+
+
+def test_token_losses_of_a_batch_are_the_sums_over_its_parts():
+    logits, labels = padded()
+    whole, first, second = (token_losses(logits[part], labels[part]) for part in (slice(4), slice(1), slice(1, 4)))
+    torch.testing.assert_close(whole.sum, first.sum + second.sum)
+    assert whole.count == first.count + second.count
+    legacy = (first.mean() + second.mean()) / 2
+    assert not torch.allclose(whole.mean(), legacy)  # the mean of batch means weighs the tokens of short batches more
+
+
+def test_weights_of_zero_and_one_select_sequences_and_a_common_factor_does_not_matter():
+    logits, labels = padded()
+    chosen = [0, 3]
+    weights = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    selected = token_losses(logits[chosen], labels[chosen])
+    for factor in (1.0, 0.25):
+        torch.testing.assert_close(token_losses(logits, labels, factor * weights).mean(), selected.mean())
+
+
+def test_weights_scale_each_sequences_gradient_and_padding_gets_none():
+    logits, labels = padded()
+    logits.requires_grad_()
+    (plain,) = torch.autograd.grad(token_losses(logits, labels).sum, logits)
+    weights = torch.tensor([0.5, 2.0, 7.0, 0.0])
+    (weighted,) = torch.autograd.grad(token_losses(logits, labels, weights).sum, logits)
+    torch.testing.assert_close(weighted, weights[:, None, None] * plain)
+    assert not plain[1, 4:].any()
+    assert not plain[2].any()
+    assert not plain[:, -1].any()
+    assert plain[0, :-1].abs().amax(-1).min() > 0
+
+
+def test_bf16_logits_give_an_fp32_loss_of_the_rounded_logits():
+    logits, labels = padded()
+    rounded = logits.to(torch.bfloat16)
+    total, count = by_hand(rounded.float(), labels, torch.ones(4))
+    assert float(token_losses(rounded, labels).mean()) == pytest.approx(total / count, rel=1e-5)
+
+
+def test_the_mean_over_no_target_token_is_not_a_number():
+    logits, labels = padded()
+    found = token_losses(logits[2:3], labels[2:3])
+    assert float(found.count) == 0.0
+    assert math.isnan(float(found.mean()))
+
+
+def test_a_few_steps_learn_to_continue_one_sequence():
+    model, batch = build(), tokens(batch=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(60):
+        loss = token_losses(model(batch), batch).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[0] == pytest.approx(math.log(SMALL.vocabulary_size), abs=0.1)
+    assert losses[-1] < 0.2
+
+
+@pytest.mark.parametrize("name", ["vocabulary_size", "hidden", "ffn", "layers", "heads", "max_positions"])
+def test_a_size_below_one_is_refused_by_name(name):
+    sizes = {"vocabulary_size": 61, "hidden": 32, "ffn": 44, "layers": 2, "heads": 4, name: 0}
+    with pytest.raises(BadValue, match=f"{name} is 0"):
+        LlamaConfig(**sizes)
+
+
+@pytest.mark.parametrize(("hidden", "heads"), [(30, 4), (12, 4)])
+def test_heads_of_uneven_or_odd_size_are_refused_with_the_multiple_to_choose(hidden, heads):
+    with pytest.raises(BadValue, match=f"multiple of {2 * heads}"):
+        LlamaConfig(vocabulary_size=61, hidden=hidden, ffn=44, layers=2, heads=heads)
+
+
+def test_a_sequence_longer_than_the_model_is_refused():
+    model = build()
+    assert model(tokens(positions=24)).shape == (3, 24, 61)
+    with pytest.raises(BadValue, match="25 positions, but the model is made for at most 24"):
+        model(tokens(positions=25))
