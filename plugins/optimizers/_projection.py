@@ -22,8 +22,8 @@ torch 2.13, the functions interleaved (milliseconds):
 
 The Gram matrix squares the singular values, and in the gradients of a LLaMA of width 512 the 128th is only 5e-5 to 7e-4
 of the first. There, against an SVD in fp64, fp32 Gram and subspace iteration capture the same energy to 5e-7, yet 64 to
-89 of the 128 vectors are wrong (cosine below 0.99); of the fp32 SVD's up to 2 are, of fp64 Gram's none (worst 1 - cosine
-8e-9). Adam makes equally large steps along all of them, so they count: hence fp64. Subspace iteration is an
+89 of the 128 vectors are wrong (cosine below 0.99); of the fp32 SVD's at most 2 are, of fp64 Gram's none (worst
+1 - cosine 8e-9). Adam makes equally large steps along all of them, so they count: hence fp64. Subspace iteration is an
 approximation to choose knowingly.
 """
 

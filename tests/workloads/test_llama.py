@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from bench.workloads._llama import IGNORED, Llama, LlamaConfig, RMSNorm, rotation, token_losses
 from torch import Tensor, nn
 
 from bench.errors import BadValue
-from bench.workloads._llama import IGNORED, Llama, LlamaConfig, RMSNorm, rotation, token_losses
 
 SMALL = LlamaConfig(vocabulary_size=61, hidden=32, ffn=44, layers=2, heads=4, max_positions=24)
 
@@ -98,7 +98,9 @@ def test_parameter_names_are_the_documented_ones():
         "mlp_norm.weight",
         *(f"mlp.{name}.weight" for name in ("gate", "up", "down")),
     )
-    expected = {"embedding.weight", "norm.weight", "lm_head.weight"} | {f"layers.{i}.{n}" for i in (0, 1) for n in block}
+    expected = {"embedding.weight", "norm.weight", "lm_head.weight"} | {
+        f"layers.{i}.{n}" for i in (0, 1) for n in block
+    }
     assert set(build().state_dict()) == expected
 
 
