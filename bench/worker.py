@@ -75,7 +75,10 @@ def _guarded(trial: Trial, folder: Path, log: EventLog) -> tuple[str, str, dict[
             outcome, reason = "error", _one_line(error)
         cost = session.recorder.cost() if session is not None else {}
         (folder / "checkpoint.pt").unlink(missing_ok=True) if outcome != "interrupted" else None
-        return outcome, reason, cost | vars_of(nvml.finish())
+        cost |= vars_of(nvml.finish())
+        if session is not None and session.start > 0:
+            cost |= {"energy_j": None, "energy_window_s": None, "energy_source": "resumed: the first windows are lost"}
+        return outcome, reason, cost
 
 
 def vars_of(reading: Any) -> dict[str, Any]:

@@ -42,6 +42,13 @@ Kind = TypeVar("Kind", bound="GaLoreAdamW")
 
 __all__ = ["GaLore", "GaLoreAdamW", "gram_basis", "subspace_basis", "svd_basis"]
 
+MISPLACED = {
+    "basis": "give the basis function to the optimizer itself",
+    "update_proj_gap": "it is called update_gap here",
+    "proj_type": "it is called projection_type here",
+}
+"""Options that people write into a group, where torch would keep them without a word and nothing would use them."""
+
 PROJECTED_ROLES = frozenset({Role.ATTENTION_Q, Role.ATTENTION_K, Role.ATTENTION_V, Role.ATTENTION_O, Role.MLP})
 """The roles whose matrices the published runs project."""
 
@@ -181,11 +188,8 @@ class GaLoreAdamW(BaseOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group after checking its options and the shapes of its parameters."""
-        if "update_proj_gap" in param_group or "proj_type" in param_group:
-            raise BadValue(
-                f"{self.algorithm.name}: a parameter group has the options {sorted(param_group)}",
-                hint="write update_gap for update_proj_gap, and projection_type for proj_type",
-            )
+        for option in param_group.keys() & MISPLACED.keys():
+            raise BadValue(f"{self.algorithm.name}: {option} is no option of a group", hint=MISPLACED[option])
         options = self.defaults | param_group
         beta1, beta2 = options["betas"]
         names = ("lr", "eps", "weight_decay", "rank", "update_gap", "scale", "projection_type")
