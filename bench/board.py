@@ -6,6 +6,7 @@ device class. Within a board a row is one setting of one algorithm over its seed
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -50,11 +51,16 @@ def boards(trials: pd.DataFrame, by: Measure = "time") -> list[Board]:
     """Return every board in ``trials``, ordered by name; input order never matters."""
     if trials.empty:
         return []
-    trials = trials.sort_values("trial_id").assign(workload_minor=trials["workload_version"].map(_major_minor))
+    trials = with_board_columns(trials.sort_values("trial_id"))
     return [
         _board(dict(zip(BOARD, key, strict=True)), group, by)
         for key, group in trials.groupby(BOARD, sort=True, dropna=False)
     ]
+
+
+def with_board_columns(trials: pd.DataFrame) -> pd.DataFrame:
+    """Return ``trials`` with the columns of :data:`BOARD` that are derived from others."""
+    return trials.assign(workload_minor=trials["workload_version"].map(_major_minor))
 
 
 def _board(shared: dict[str, Any], trials: pd.DataFrame, by: Measure) -> Board:
@@ -67,6 +73,7 @@ def _board(shared: dict[str, Any], trials: pd.DataFrame, by: Measure) -> Board:
     if not ranked:
         notes.append("protocol quick: shown in order, not ranked")
     rows = pd.DataFrame([_row(dict(zip(ROW, key, strict=True)), cell) for key, cell in trials.groupby(ROW, sort=True)])
+    rows.insert(1, "setting", _settings(rows))
     if by == "time" and bool(rows["contended"].any()):
         notes.append(
             "times marked with * were measured on a busy machine and do not rank: these rows are ordered by steps"
@@ -83,6 +90,17 @@ def _board(shared: dict[str, Any], trials: pd.DataFrame, by: Measure) -> Board:
         rows=rows,
         notes=notes,
     )
+
+
+def _settings(rows: pd.DataFrame) -> list[str]:
+    """Return, for each row, the hyperparameters in which it differs from other rows of its algorithm."""
+    values = [json.loads(text) for text in rows["hyperparameters"]]
+    texts = []
+    for mine, name in zip(values, rows["algorithm"], strict=True):
+        peers = [other for other, peer in zip(values, rows["algorithm"], strict=True) if peer == name]
+        differing = [key for key in mine if any(other.get(key) != mine[key] for other in peers)]
+        texts.append(", ".join(f"{key}={mine[key]}" for key in differing))
+    return texts
 
 
 def _row(setting: dict[str, Any], cell: pd.DataFrame) -> dict[str, Any]:

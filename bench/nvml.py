@@ -64,7 +64,7 @@ class Nvml(Protocol):
     def nvmlDeviceGetPowerUsage(self, handle: Any) -> int: ...
 
 
-class NvmlUnavailable(Exception):  # noqa: N818 - it names a state of the machine, and always ends as a column's reason
+class NvmlUnavailable(Exception):
     """NVML did not answer; ``str`` is the reason in words. ``code`` is NVML's, or None where it never got that far."""
 
     def __init__(self, reason: str, code: int | None = None) -> None:

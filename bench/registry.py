@@ -98,7 +98,7 @@ class Registry:
         return cls
 
     def algorithm(self, name: str, texts: Mapping[str, str] | None = None, **values: Any) -> Algorithm:
-        """Build the algorithm ``name`` from ``values`` and, over them, ``texts`` of the command line; bad ones raise."""
+        """Build the algorithm ``name`` from ``values`` and, over them, the command line's ``texts``; bad ones raise."""
         cls = self.algorithm_class(name)
         check(cls, name, values)
         return cls(**values | parse(cls, name, texts or {}))

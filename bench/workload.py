@@ -34,8 +34,8 @@ class Tier:
     """One size of a workload.
 
     ``steps`` and ``budget_s`` bound a trial, ``timeout_s`` bounds its process; ``evaluate_every`` is in steps;
-    ``batch_size`` and ``micro_batch_size`` are in sequences or examples; ``patience_steps`` is how long training goes on
-    after the target (``None``: to the end of the budget, so that the quality at budget is known); ``reference`` maps
+    ``batch_size`` and ``micro_batch_size`` are in sequences or examples; ``patience_steps`` is how long training goes
+    on after the target (``None``: to the end of the budget, so that the quality at budget is known); ``reference`` maps
     the algorithms that fill the slots which the one under test leaves empty to their tuned values; ``tuning`` says how
     they were tuned; ``device_class`` is the hardware on which target, ``predicted_cv`` (of steps-to-target over seeds)
     and ``expected_s`` were measured; ``source`` is the data that is used unless another is named; ``default_on`` lists

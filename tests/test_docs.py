@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from bench import errors, record, spec
 from bench.algorithm import SLOTS
 from bench.cli import VERBS
@@ -67,9 +68,11 @@ def test_python_blocks_of_the_documentation_run(code):
 
 
 def test_links_between_pages_lead_somewhere():
-    broken = []
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
-            if not target.startswith("http") and not (page.parent / target).exists():
-                broken.append((page.name, target))
-    assert broken == []
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    links = [
+        (page, target)
+        for page in pages
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        if not target.startswith("http")
+    ]
+    assert [(page.name, target) for page, target in links if not (page.parent / target).exists()] == []

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bench.commands._options import format_option, results_option
 from bench.commands._print import bytes_text, seconds_text, show_table
-from bench.errors import UnknownName
+from bench.errors import BadValue, UnknownName
+
+if TYPE_CHECKING:
+    from bench.board import Board
+    from bench.store import Store
 
 
 @click.command("leaderboard")
@@ -22,20 +26,26 @@ from bench.errors import UnknownName
     show_default=True,
     help="What to order by.",
 )
+@click.option(
+    "--figure", type=click.Path(path_type=Path, dir_okay=False), help="Draw the curves too: .svg, .png, .pdf."
+)
 @results_option
 @format_option
-def command(workload: str | None, tier: str | None, by: Any, results: Path, form: str) -> None:
+def command(workload: str | None, tier: str | None, by: Any, figure: Path | None, results: Path, form: str) -> None:
     """Rank the recorded trials; those that do not compare (other data, tier, device, ...) get boards of their own."""
     from bench.board import boards
     from bench.store import Store
 
-    trials = Store(results).trials()
+    store = Store(results)
+    trials = store.trials()
     for column, wanted in (("workload", workload), ("tier", tier)):
         if wanted is not None:
             if wanted not in set(trials[column]):
                 raise UnknownName(f"{column} in {results}", wanted, set(trials[column]))
             trials = trials[trials[column] == wanted]
     found = boards(trials, by)
+    if figure is not None:
+        _draw(found, store, figure)
     if form in {"json", "csv"}:
         show_table([board.shared | row for board in found for row in board.records()], form)
         return
@@ -43,10 +53,27 @@ def command(workload: str | None, tier: str | None, by: Any, results: Path, form
         click.echo("no trials are recorded yet")
     for board in found:
         _head(board.shared, form)
-        show_table([_for_people(row) for row in board.records()], form)
+        show_table([_for_people(row) for row in board.records()], form, fold="algorithm")
+        for row in board.records():
+            if row["hits"] < row["seeds"]:
+                click.echo(f"{row['algorithm']} {row['setting']}".rstrip() + f": {row['outcomes']}")
         for note in board.notes:
             click.echo(f"note: {note}")
         click.echo()
+
+
+def _draw(found: list[Board], store: Store, path: Path) -> None:
+    from bench.figures import board_figure
+
+    if len(found) != 1:
+        raise BadValue(
+            f"--figure draws one board; this selection has {len(found)}", hint="choose with --workload and --tier"
+        )
+    if path.suffix not in {".svg", ".png", ".pdf"}:
+        raise BadValue(f"--figure {str(path)!r} must end in .svg, .png or .pdf")
+    drawn = board_figure(found[0], store.trials(), store.curves())
+    drawn.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
+    click.echo(f"drew {path}", err=True)
 
 
 def _head(shared: dict[str, Any], form: str) -> None:
@@ -64,12 +91,11 @@ def _for_people(row: dict[str, Any]) -> dict[str, Any]:
     busy = "*" if row["contended"] and row["hits"] else ""
     return {
         "rank": row["rank"],
-        "algorithm": row["algorithm"],
+        "algorithm": f"{row['algorithm']} {row['setting']}".rstrip(),
         "reached": f"{row['hits']}/{row['seeds']}",
-        "steps to target": "-" if steps != steps else f"{steps:.1f}" + (f" (CV {cv:.1%})" if cv == cv else ""),  # noqa: PLR0124
-        "time to target": seconds_text(row["time_to_target_s"]) + busy,
+        "steps": "-" if steps != steps else f"{steps:.1f}" + (f" (CV {cv:.1%})" if cv == cv else ""),  # noqa: PLR0124
+        "time": seconds_text(row["time_to_target_s"]) + busy,
         "quality": f"{row['quality']:.4f}" + (f" ± {row['quality_sd']:.4f}" if row["seeds"] > 1 else ""),
         "memory": f"{bytes_text(row['memory_bytes'])} {row['memory_source']}",
         "states": bytes_text(row["optimizer_state_bytes"]),
-        "outcomes": row["outcomes"],
     }

@@ -108,12 +108,6 @@ def parameter_name(group: Mapping[str, Any], parameter: Tensor) -> str:
     return f"{names[index]!r} {shape}" if names else f"parameter {index} {shape}"
 
 
-def decay_weights(parameters: list[Tensor], group: Mapping[str, Any]) -> None:
-    """Apply the decoupled weight decay of ``group``, W ← W (1 - η λ), in place."""
-    if group["weight_decay"]:
-        torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
-
-
 def bucketed(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
     """Return ``items`` in lists of equal ``key``, in the order of first appearance."""
     buckets: dict[Hashable, list[T]] = {}

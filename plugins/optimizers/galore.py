@@ -16,7 +16,6 @@ from bench.plugins.optimizers._base import (
     BaseOptimizer,
     Group,
     bucketed,
-    decay_weights,
     gradients_of,
     parameter_name,
     pieces,
@@ -218,7 +217,7 @@ class GaLoreAdamW(BaseOptimizer):
         """Make a plain Adam step with ``parameters`` of one device, dtype and number of steps."""
         directions, size = self._directions(group, parameters, gradients_of(parameters))
         torch._foreach_add_(parameters, directions, alpha=-size)
-        decay_weights(parameters, group)
+        _decay(parameters, group)
 
     def _update_projected(self, group: Group, parameters: list[Tensor]) -> None:
         """Make a GaLore step with ``parameters`` of one shape, device, dtype and number of steps."""
@@ -227,7 +226,7 @@ class GaLoreAdamW(BaseOptimizer):
         directions, size = self._directions(group, parameters, list(projection.down(gradients).unbind()))
         updates = list(projection.up(_stacked(directions)).unbind())
         torch._foreach_add_(parameters, updates, alpha=-size * group["scale"])
-        decay_weights(parameters, group)
+        _decay(parameters, group)
 
     def _projection(self, group: Group, parameters: list[Tensor], gradients: Tensor) -> Projection:
         """Return the stacked bases of ``parameters``, renewed where the gap is over."""
@@ -267,6 +266,12 @@ class GaLoreAdamW(BaseOptimizer):
             return adam_directions(gradients, exp_avgs, exp_avg_sqs, group["betas"], group["eps"]), size
         tensors = zip(gradients, exp_avgs, exp_avg_sqs, strict=True)
         return [adam_direction(*three, group["betas"], group["eps"]) for three in tensors], size
+
+
+def _decay(parameters: list[Tensor], group: Group) -> None:
+    if group["weight_decay"]:
+        # As the authors' code has it; a product with 1 - η λ, rounded to fp32, would drift away from it.
+        torch._foreach_add_(parameters, parameters, alpha=-group["lr"] * group["weight_decay"])
 
 
 def _stacked(tensors: list[Tensor]) -> Tensor:

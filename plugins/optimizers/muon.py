@@ -17,7 +17,6 @@ from bench.plugins.optimizers._base import (
     BaseOptimizer,
     Group,
     bucketed,
-    decay_weights,
     gradients_of,
     parameter_name,
     pieces,
@@ -210,7 +209,7 @@ class MuonOptimizer(BaseOptimizer):
             for piece in pieces(bucket):
                 exp_avgs, exp_avg_sqs = ([self.state[p][name] for p in piece] for name in ("exp_avg", "exp_avg_sq"))
                 gradients = gradients_of(piece)
-                decay_weights(piece, group)
+                torch._foreach_mul_(piece, 1.0 - group["lr"] * group["weight_decay"])
                 if group["foreach"]:
                     directions = adam_directions(gradients, exp_avgs, exp_avg_sqs, betas, eps)
                 else:
@@ -263,6 +262,6 @@ def muon_batched(weights: list[Tensor], gradients: list[Tensor], momenta: list[T
     mixed = torch._foreach_lerp(gradients, momenta, mu) if options["nesterov"] else momenta  # noqa: SLF001 - as in torch
     stack = torch.stack([matrix.flatten(1) for matrix in mixed])
     polar = newton_schulz_batched(stack, options["newton_schulz_steps"]).to(weights[0].dtype)
-    decay_weights(weights, options)
+    torch._foreach_mul_(weights, 1.0 - lr * options["weight_decay"])
     steps = [x.reshape(weights[0].shape) for x in polar.unbind()]
     torch._foreach_add_(weights, steps, alpha=-lr * step_factor(weights[0].shape, options["shape_factor"]))

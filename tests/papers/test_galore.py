@@ -17,6 +17,9 @@ pytestmark = pytest.mark.paper
 
 SHAPES = [(12, 20), (20, 12), (12, 12)]
 
+NOISE_PROOF_EPS = 1e-3
+"""With both sides projected, R is diagonal at a refresh but for rounding, which Adam with a tiny ε would blow up."""
+
 
 def galore(basis=gram_basis, **options):
     return lambda parameter: GaLoreAdamW([{"params": [parameter], **options}], basis=basis)
@@ -197,7 +200,7 @@ def test_parity_with_galore_torch_for_the_other_projection_types(  # noqa: PLR09
     shape, kind, stream, start, drive, package
 ):
     module = package("galore_torch.adamw", "galore-torch")
-    options = {"rank": 4, "scale": 0.25}
+    options = {"rank": 4, "scale": 0.25, "eps": NOISE_PROOF_EPS if kind == "full" else 1e-6}
     gradients = stream(*shape, 12)
     build = lambda p: reference(module, p, update_proj_gap=5, **options | {"proj_type": kind})  # noqa: E731
     theirs = drive(build, start(*shape), gradients)
@@ -227,7 +230,7 @@ def test_parity_with_pytorch_optimizer_until_a_refresh_which_it_counts_from_one(
 
     ours = drive(galore(rank=4, update_gap=5, scale=0.25, lr=0.01, basis=svd_basis), start(*shape), gradients)
     other = drive(theirs, start(*shape), gradients)
-    assert distance(ours[:4], other[:4]) < 1e-7
+    assert distance(ours[:4], other[:4]) < 2.5e-7  # one unit in the last place of the largest weights
     assert distance(ours, other) > 1e-4
 
 
@@ -235,7 +238,7 @@ def test_parity_with_pytorch_optimizer_until_a_refresh_which_it_counts_from_one(
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", ["std", "reverse_std", "left", "right", "full"])
 def test_fast_basis_with_aligned_signs_reproduces_the_svd_path(shape, kind, stream, start, drive):
-    options = {"rank": 4, "update_gap": 5, "projection_type": kind}
+    options = {"rank": 4, "update_gap": 5, "projection_type": kind, "eps": NOISE_PROOF_EPS if kind == "full" else 1e-6}
     gradients = stream(*shape, 23)
     published = drive(galore(basis=svd_basis, **options), start(*shape), gradients)
     assert distance(drive(galore(basis=with_signs_of_svd, **options), start(*shape), gradients), published) < 1e-6

@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+settings.register_profile("bench", deadline=None)  # a busy machine is no failure
+settings.load_profile("bench")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from bench.workloads._batches import IGNORED, Batches, FixedBatches, shuffled, v
 from bench.workloads._documents import Embedded
 from bench.workloads._sequences import Sequences, Truncate, Windows
 from bench.workloads._tokenizers import PAD, ByteTokenizer
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.errors import BadData, BadValue
@@ -83,7 +83,6 @@ def test_order_is_pinned_across_numpy_versions():
     assert list(shuffled(range(10), seed=0, epoch=0)) == [6, 2, 0, 7, 4, 5, 8, 3, 1, 9]
 
 
-@settings(deadline=None)
 @given(
     count=st.integers(1, 40),
     batch_size=st.integers(1, 13),
@@ -93,7 +92,7 @@ def test_order_is_pinned_across_numpy_versions():
     source_shuffles=st.booleans(),
     windows=st.booleans(),
 )
-def test_resuming_gives_what_an_uninterrupted_iterator_gives(  # noqa: PLR0917 - hypothesis passes them by name
+def test_resuming_gives_what_an_uninterrupted_iterator_gives(
     sequences, count, batch_size, start, seed, small, source_shuffles, windows
 ):
     cut = Windows(2, 1) if windows else Truncate(4)

@@ -4,7 +4,6 @@ import sys
 from hashlib import sha256
 
 import pytest
-from bench.workloads import _tokenizers
 from bench.workloads._sequences import Sequences, Truncate, Windows
 from bench.workloads._tokenizers import EOS, T5Tokenizer
 from hypothesis import given
@@ -38,11 +37,16 @@ def t5_like(library, tmp_path_factory):
     return file
 
 
+@pytest.fixture(scope="session")
+def loaded(t5_like, library):
+    return T5Tokenizer(t5_like), library.Tokenizer.from_file(str(t5_like))
+
+
 def test_ids_are_those_of_the_pieces_without_eos_padding_or_truncation(t5_like):
     tokenizer = T5Tokenizer(t5_like)
-    long, unknown, empty = tokenizer.encode(["the training " * 50, "ü", ""])
+    long, unknown, empty = tokenizer.encode([" ".join(["the training"] * 50), "ü", ""])
     assert long[:4].tolist() == [30, 32, 31, 30]
-    assert len(long) == 150
+    assert len(long) == 3 * 50
     assert UNKNOWN in unknown
     assert not len(empty)
     assert tokenizer.vocabulary == 32_000
@@ -59,12 +63,11 @@ def test_literal_special_tokens_and_extra_ids_become_unknown(t5_like, library):
 
 
 @given(texts=st.lists(st.text("abc the ing", max_size=40), max_size=5), length=st.integers(1, 12))
-def test_truncate_is_what_the_library_does_with_truncation_and_padding_to_the_length(t5_like, library, texts, length):
-    reference = library.Tokenizer.from_file(str(t5_like))
+def test_truncate_is_what_the_library_does_with_truncation_and_padding_to_the_length(loaded, texts, length):
+    tokenizer, reference = loaded
     reference.enable_truncation(length)
     reference.enable_padding(length=length, pad_id=0)
-    cut = Truncate(length)
-    rows = Sequences(None, T5Tokenizer(t5_like), cut).matrix(texts).tolist()
+    rows = Sequences(None, tokenizer, Truncate(length)).matrix(texts).tolist()
     assert rows == [encoding.ids for encoding in reference.encode_batch(texts)]
 
 
@@ -94,11 +97,9 @@ def test_damaged_file(library, tmp_path, content):
 
 
 def test_foreign_vocabulary(library, tmp_path):
-    tokenizer = library.Tokenizer(library.models.WordLevel({"<unk>": 0, "</s>": 1}, unk_token="<unk>"))
+    tokenizer = library.Tokenizer(library.models.WordLevel({"word": 0, "</s>": 1}))
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(
-        BadData, match=r"is not T5's vocabulary: its <pad> and </s> have ids \(None, 1\), T5's \(0, 1\)"
-    ):
+    with pytest.raises(BadData, match=r"is not T5's vocabulary: its .* have ids \(None, 1\), T5's \(0, 1\)"):
         T5Tokenizer(tmp_path / "tokenizer.json").encode(["text"])
 
 
@@ -126,6 +127,7 @@ def test_hub_out_of_reach_names_the_other_ways(monkeypatch):
 
 def test_hub_file_is_read_like_a_local_one(monkeypatch, t5_like):
     hub = pytest.importorskip("huggingface_hub", reason="the package huggingface_hub (extra hf) is not installed")
-    monkeypatch.setattr(hub, "hf_hub_download", lambda repository, name: {"t5-base": str(t5_like)}[repository])
+    files = {("t5-base", "tokenizer.json"): str(t5_like)}
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *names: files[names])
     assert T5Tokenizer().identity == T5Tokenizer(t5_like).identity
-    assert _tokenizers.T5Tokenizer().encode(["the"])[0].tolist() == [30]
+    assert T5Tokenizer().encode(["the"])[0].tolist() == [30]
