@@ -27,6 +27,9 @@ class Log:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"log {self.low:g} to {self.high:g}"
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -35,12 +38,18 @@ class Linear:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"{self.low:g} to {self.high:g}"
+
 
 @dataclass(frozen=True)
 class Choice:
     """Search range of equally likely values."""
 
     values: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.values))
 
 
 def hyper(default: T, *, help: str, search: Log | Linear | Choice | None = None) -> T:  # noqa: A002 - the field's term
@@ -72,8 +81,8 @@ def _words(hint: Any) -> str:
         return "one of " + ", ".join(repr(value) for value in get_args(hint))
     if hasattr(hint, "__metadata__"):
         kind, *bounds = get_args(hint)
-        words = [_words(kind), *(_bound(bound) for bound in bounds)]
-        return " ".join(word for word in words if word)
+        limits = " and ".join(word for word in map(_bound, bounds) if word)
+        return f"{_words(kind)} {limits}".rstrip()
     if get_args(hint):
         return " or ".join(_words(part) for part in get_args(hint))
     return str(getattr(hint, "__name__", hint))

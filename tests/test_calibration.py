@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 
+from bench import calibration
 from bench.calibration import Calibration, CalibrationReading, Pinning, cpu_s, measure, pin_threads
 from bench.errors import BadValue
 
@@ -19,10 +20,10 @@ has_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="
 
 def calibrated(*readings):
     waiting = iter(readings)
-    calibration = Calibration("cpu", probe=lambda _: CalibrationReading(*next(waiting)))
+    series = Calibration("cpu", probe=lambda _: CalibrationReading(*next(waiting)))
     for _ in readings:
-        calibration.measure()
-    return calibration
+        series.measure()
+    return series
 
 
 def test_the_probe_takes_a_moment_of_both_kinds_of_work():
@@ -50,6 +51,7 @@ def test_the_probe_is_float32_work_whatever_surrounds_it(monkeypatch):
         return result
 
     monkeypatch.setattr(torch, "mm", spy)
+    calibration._cpu_buffer.cache_clear()
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -57,6 +59,7 @@ def test_the_probe_is_float32_work_whatever_surrounds_it(monkeypatch):
             measure("cpu")
     finally:
         torch.set_default_dtype(default)
+        calibration._cpu_buffer.cache_clear()
     assert kinds == {(torch.float32, torch.float32, (512, 512))}
 
 

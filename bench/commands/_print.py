@@ -12,17 +12,20 @@ from typing import Any
 
 import click
 
+NARROWEST = 16
+"""No column is folded to fewer characters than this."""
 
-def show_table(rows: Sequence[Mapping[str, Any]], form: str, *, fold: str = "") -> None:
+
+def show_table(rows: Sequence[Mapping[str, Any]], form: str, *, fold: Sequence[str] = ()) -> None:
     """Print ``rows``, all with the same keys, as ``table``, ``json``, ``csv`` or ``md``.
 
-    ``fold`` names the column that gives way on a narrow terminal; where even that does not help, each row is printed as
-    a block of ``key  value`` lines.
+    ``fold`` names the columns that give way on a narrow terminal, the first one first; where that does not help, each
+    row is printed as a block of ``key  value`` lines.
     """
     click.echo(render(rows, form, width=shutil.get_terminal_size((100, 24)).columns, fold=fold))
 
 
-def render(rows: Sequence[Mapping[str, Any]], form: str, *, width: int, fold: str = "") -> str:
+def render(rows: Sequence[Mapping[str, Any]], form: str, *, width: int, fold: Sequence[str] = ()) -> str:
     """Return ``rows`` as text; see :func:`show_table`."""
     if form == "json":
         return json.dumps([{key: _json(value) for key, value in row.items()} for row in rows], indent=1)
@@ -35,15 +38,17 @@ def render(rows: Sequence[Mapping[str, Any]], form: str, *, width: int, fold: st
     cells = [{key: _cell(value) for key, value in row.items()} for row in rows]
     if form == "md":
         return tabulate(cells, headers="keys", tablefmt="github", disable_numparse=True)
-    limits = None
+    limits: dict[str, int] = {}
     spare = _spare(cells, width)
-    if spare < 0 and fold:
-        longest = max(len(row[fold]) for row in cells)
-        limits = [longest + spare if key == fold and longest + spare >= 16 else None for key in cells[0]]
-        spare = 0 if any(limits) else spare
+    for key in fold:
+        longest = max(len(row[key]) for row in cells)
+        if spare < 0 and longest > NARROWEST:
+            limits[key] = max(NARROWEST, longest + spare)
+            spare += longest - limits[key]
     if spare < 0:
         return "\n\n".join(_block(row) for row in cells)
-    return tabulate(cells, headers="keys", tablefmt="simple", disable_numparse=True, maxcolwidths=limits)
+    widths = [limits.get(key) for key in cells[0]]
+    return tabulate(cells, headers="keys", tablefmt="simple", disable_numparse=True, maxcolwidths=widths)
 
 
 def _spare(cells: Sequence[Mapping[str, str]], width: int) -> int:

@@ -12,6 +12,8 @@ from bench.commands._print import bytes_text, seconds_text, show_table
 from bench.errors import BadValue, UnknownName
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from bench.board import Board
     from bench.store import Store
 
@@ -39,10 +41,7 @@ def command(workload: str | None, tier: str | None, by: Any, figure: Path | None
     store = Store(results)
     trials = store.trials()
     for column, wanted in (("workload", workload), ("tier", tier)):
-        if wanted is not None:
-            if wanted not in set(trials[column]):
-                raise UnknownName(f"{column} in {results}", wanted, set(trials[column]))
-            trials = trials[trials[column] == wanted]
+        trials = trials if wanted is None else _only(trials, column, wanted, results)
     found = boards(trials, by)
     if figure is not None:
         _draw(found, store, figure)
@@ -53,13 +52,19 @@ def command(workload: str | None, tier: str | None, by: Any, figure: Path | None
         click.echo("no trials are recorded yet")
     for board in found:
         _head(board.shared, form)
-        show_table([_for_people(row) for row in board.records()], form, fold="algorithm")
+        show_table([_for_people(row) for row in board.records()], form, fold=["algorithm"])
         for row in board.records():
             if row["hits"] < row["seeds"]:
                 click.echo(f"{row['algorithm']} {row['setting']}".rstrip() + f": {row['outcomes']}")
         for note in board.notes:
             click.echo(f"note: {note}")
         click.echo()
+
+
+def _only(trials: pd.DataFrame, column: str, wanted: str, results: Path) -> pd.DataFrame:
+    if wanted not in set(trials[column]):
+        raise UnknownName(f"{column} in {results}", wanted, set(trials[column]))
+    return trials[trials[column] == wanted]
 
 
 def _draw(found: list[Board], store: Store, path: Path) -> None:

@@ -20,12 +20,12 @@ def command(what: str, track: str | None, form: str) -> None:
     if track is not None and track not in TRACKS:
         raise UnknownName("track", track, TRACKS)
     if what == "protocols":
-        show_table(_protocols(), form, fold="summary")
+        show_table(_protocols(), form, fold=["summary"])
     elif what == "devices":
-        show_table(_devices(), form, fold="description")
+        show_table(_devices(), form, fold=["description"])
     else:
         registry = Registry()
-        show_table(_plugins(registry, track) if what == "plugins" else _workloads(registry), form, fold="summary")
+        show_table(_plugins(registry, track) if what == "plugins" else _workloads(registry), form, fold=["summary"])
         for broken in registry.broken:
             click.echo(f"broken: {broken.name} (package {broken.package}): {broken.reason}", err=True)
 

@@ -53,7 +53,7 @@ def command(form: str, **options: Any) -> None:
         row | {"seconds": seconds_text(row["seconds"]), "memory_bytes": bytes_text(row["memory_bytes"])} for row in rows
     ]
     show_table(
-        [{_HEADS.get(key, key): value for key, value in row.items()} for row in people], form, fold="estimated from"
+        [{_HEADS.get(key, key): value for key, value in row.items()} for row in people], form, fold=["estimated from"]
     )
     total = sum(row["seconds"] for row in rows)
     click.echo(

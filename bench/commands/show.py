@@ -38,7 +38,7 @@ def _algorithm(registry: Registry, cls: type[Algorithm]) -> None:
     click.echo(f"package  {registry.packages[entry.name]} {registry.version(entry.name)}")
     click.echo(f"class    {entry.target}\nslots    {', '.join(slots(cls))}\n")
     click.echo(inspect.cleandoc(cls.__doc__ or "") + "\n")
-    show_table([_field(cls, field) for field in dataclasses.fields(cls)], "table", fold="help")
+    show_table([_field(cls, field) for field in dataclasses.fields(cls)], "table", fold=["help", "domain"])
     for deviation in cls.deviations:
         click.echo(f"\nDeviation: {deviation}")
 
@@ -46,7 +46,7 @@ def _algorithm(registry: Registry, cls: type[Algorithm]) -> None:
 def _field(cls: type[Algorithm], field: dataclasses.Field[Any]) -> dict[str, Any]:
     return {
         "hyperparameter": field.name,
-        "default": field.default,
+        "default": "none" if field.default is None else field.default,
         "domain": domain(cls, field.name),
         "search": field.metadata.get("search"),
         "help": field.metadata.get("help", ""),
