@@ -1,9 +1,9 @@
 """The program that watches a device's memory while another process trains: ``python -m bench.nvml_poller``.
 
-It runs in its own process so that a poll neither waits for Python's lock nor delays a training step, and it never starts
-CUDA. It first reads what every device looks like before its parent starts CUDA (bytes in use, processes, idle watts),
-since the UUID of the trial's device is known only afterwards. From ``watch UUID`` on it polls that device. It writes one
-JSON line per request and nothing else, and ends when its input closes or its parent is gone.
+It runs in its own process so that a poll neither waits for Python's lock nor delays a training step, and it never
+starts CUDA. It first reads what every device looks like before its parent starts CUDA (bytes in use, processes, idle
+watts), since the UUID of the trial's device is known only afterwards. From ``watch UUID`` on it polls that device. It
+writes one JSON line per request and nothing else, and ends when its input closes or its parent is gone.
 """
 
 from __future__ import annotations

@@ -197,9 +197,9 @@ def trial_row(trial: Trial, events: Sequence[Mapping[str, Any]]) -> dict[str, An
             row |= _known(event["facts"])
             row["started_at"] = started_at or event["facts"].get("started_at")
         elif event["event"] == "evaluated":
-            row |= _known(event["cost"])
+            row |= _cost(row, event["cost"])
         elif event["event"] == "finished":
-            row |= _known(event["cost"])
+            row |= _cost(row, event["cost"])
             row |= {"outcome": event["outcome"], "outcome_reason": event["reason"], "finished_at": event["at"]}
     row["attempts"] = attempts
     if rows:
@@ -227,6 +227,18 @@ def curve_rows(trial: Trial, events: Sequence[Mapping[str, Any]]) -> list[dict[s
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in TRIALS.names}
+
+
+_PEAKS = ("nvml_peak_bytes", "allocator_peak_bytes", "reserved_peak_bytes", "rss_peak_bytes")
+
+
+def _cost(row: Mapping[str, Any], cost: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the cost columns of an event; a peak never falls, though a resumed process counts from zero."""
+    known = _known(cost)
+    for name in _PEAKS:
+        if known.get(name) is not None and row[name] is not None:
+            known[name] = max(known[name], row[name])
+    return known
 
 
 def number(value: Any) -> float | None:

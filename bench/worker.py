@@ -26,7 +26,7 @@ from bench.clock import Clock
 from bench.devices import detect
 from bench.errors import BadData, BenchError, BrokenPlugin, TrialBusy
 from bench.plan import build_part, open_workload
-from bench.probes import AllocatorPeaks, NvmlProbe, optimizer_state_bytes, rss_peak_bytes
+from bench.probes import AllocatorPeaks, EnergyMeter, NvmlProbe, optimizer_state_bytes, rss_peak_bytes
 from bench.registry import Registry
 from bench.run import Run, derive_seed
 from bench.store import EventLog, Store
@@ -75,10 +75,7 @@ def _guarded(trial: Trial, folder: Path, log: EventLog) -> tuple[str, str, dict[
             outcome, reason = "error", _one_line(error)
         cost = session.recorder.cost() if session is not None else {}
         (folder / "checkpoint.pt").unlink(missing_ok=True) if outcome != "interrupted" else None
-        cost |= vars_of(nvml.finish())
-        if session is not None and session.start > 0:
-            cost |= {"energy_j": None, "energy_window_s": None, "energy_source": "resumed: the first windows are lost"}
-        return outcome, reason, cost
+        return outcome, reason, cost | vars_of(nvml.finish())
 
 
 def vars_of(reading: Any) -> dict[str, Any]:
@@ -102,6 +99,7 @@ class Recorder:
     clock: Clock
     calibration: Calibration
     allocator: AllocatorPeaks
+    energy: EnergyMeter
     checkpoint_path: Path
     hooks: Any
     parts: Parts | None = None
@@ -174,6 +172,7 @@ class Recorder:
                 "wall_s": self.wall_s(),
                 "clock": self.clock.state_dict(),
                 "calibration": self.calibration.state_dict(),
+                "energy": self.energy.state_dict(),
             }
             checkpoint.save(self.checkpoint_path, self.parts, progress)
         self.log.write("saved", step=step)
@@ -185,6 +184,7 @@ class Recorder:
         self.wall_before_s = float(progress["wall_s"])
         self.clock.load_state_dict(progress["clock"])
         self.calibration.load_state_dict(progress["calibration"])
+        self.energy.load_state_dict(progress["energy"])
         return int(progress["step"])
 
 
@@ -212,7 +212,7 @@ class Session:
         allocator = AllocatorPeaks(device)
         clock = Clock(device, windows=(nvml.energy, allocator))
         recorder = Recorder(
-            trial, workload, log, clock, Calibration(device), allocator, folder / "checkpoint.pt", registry.hooks.hook
+            trial, workload, log, clock, Calibration(device), allocator, nvml.energy, folder / "checkpoint.pt", registry.hooks.hook
         )
         recorder.calibration.measure()
         run = _run_of(trial, workload, device)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -63,6 +61,7 @@ def run_options(command: F) -> F:
 def request_of(options: dict[str, Any]) -> Request:
     """Turn the parsed options into a request; contradictions raise."""
     from bench.plan import Request
+    from bench.provenance import command_line
 
     plugins = [name.strip() for name in options["plugins"].split(",") if name.strip()]
     if not plugins:
@@ -87,5 +86,5 @@ def request_of(options: dict[str, Any]) -> Request:
         directory=options["data_dir"],
         tokenizer=options["tokenizer"],
         reference=not options["no_reference"],
-        command_line=shlex.join(["bench", *sys.argv[1:]]),
+        command_line=command_line(),
     )
