@@ -33,7 +33,8 @@ def run_trial(trial: Trial, store: Store, on_event: OnEvent = lambda _: None) ->
     seen = len(read_events(folder))
     with (folder / "worker.log").open("ab") as output:
         process = subprocess.Popen(  # noqa: S603 - our own program
-            [sys.executable, "-m", "bench", "worker", str(folder / "trial.json")],
+            # -P: a folder named bench in the working directory (a clone of this project) must not be imported instead
+            [sys.executable, "-P", "-m", "bench", "worker", str(folder / "trial.json")],
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,

@@ -118,8 +118,8 @@ def _validated(cls: type, owner: str, name: str, value: Any, *, strings: bool) -
     from pydantic import ValidationError
 
     adapter = _adapters(cls)[name]
-    if strings and value.lower() in {"none", "null"}:
-        value, strings = None, False
+    if strings and value.lower() in {"none", "null"} and "none" in domain(cls, name).split(" or "):
+        return None
     try:
         return adapter.validate_strings(value) if strings else adapter.validate_python(value, strict=True)
     except ValidationError:

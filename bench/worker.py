@@ -212,7 +212,15 @@ class Session:
         allocator = AllocatorPeaks(device)
         clock = Clock(device, windows=(nvml.energy, allocator))
         recorder = Recorder(
-            trial, workload, log, clock, Calibration(device), allocator, nvml.energy, folder / "checkpoint.pt", registry.hooks.hook
+            trial,
+            workload,
+            log,
+            clock,
+            Calibration(device),
+            allocator,
+            nvml.energy,
+            folder / "checkpoint.pt",
+            registry.hooks.hook,
         )
         recorder.calibration.measure()
         run = _run_of(trial, workload, device)

@@ -152,6 +152,9 @@ class LocalShards:
                 f"data folder {str(self._folder)!r} has no {split} shard c4-{split}.*.json.gz",
                 hint="both splits are needed: add the missing shard under the name that C4 gives it",
             )
+        for path in shards:
+            if not path.is_file():
+                raise _damaged(path, "is not a file")
         return shards
 
     @cached_property

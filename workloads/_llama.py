@@ -186,9 +186,7 @@ class Llama(nn.Module):
         device = torch.get_default_device()
         # Built without storage: torch's own initialisation would cost time and use up the global generator.
         with torch.device("meta"):
-            # Not nn.Embedding(...): its normal draw on the meta device imports torch._dynamo, which takes seconds.
-            rows = torch.empty(config.vocabulary_size, config.hidden)
-            self.embedding = nn.Embedding.from_pretrained(rows, freeze=False, padding_idx=-1)
+            self.embedding = nn.Embedding(config.vocabulary_size, config.hidden, padding_idx=-1)
             self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
             self.norm = RMSNorm(config.hidden, config.norm_epsilon)
             self.lm_head = nn.Linear(config.hidden, config.vocabulary_size, bias=False)

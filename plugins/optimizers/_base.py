@@ -84,8 +84,8 @@ def all_parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
 
 
 def with_gradient(group: Group) -> list[Tensor]:
-    """Return the parameters of ``group`` that have a gradient; a sparse one raises ``RuntimeError``."""
-    parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+    """Return the parameters of ``group`` that have elements and a gradient; a sparse one raises ``RuntimeError``."""
+    parameters = [parameter for parameter in group["params"] if parameter.grad is not None and parameter.numel()]
     for parameter, gradient in zip(parameters, gradients_of(parameters), strict=True):
         if gradient.is_sparse:
             raise RuntimeError(

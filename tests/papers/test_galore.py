@@ -181,9 +181,7 @@ def reference(module, parameter, **options):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_parity_with_galore_torch_over_several_refreshes(  # noqa: PLR0917 - fixtures
-    shape, weight_decay, stream, start, drive, package
-):
+def test_parity_with_galore_torch_over_several_refreshes(shape, weight_decay, stream, start, drive, package):
     module = package("galore_torch.adamw", "galore-torch")
     options = {"rank": 4, "scale": 0.25, "weight_decay": weight_decay}
     gradients = stream(*shape, 23)
@@ -196,9 +194,7 @@ def test_parity_with_galore_torch_over_several_refreshes(  # noqa: PLR0917 - fix
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", ["reverse_std", "left", "right", "full"])
-def test_parity_with_galore_torch_for_the_other_projection_types(  # noqa: PLR0917 - fixtures
-    shape, kind, stream, start, drive, package
-):
+def test_parity_with_galore_torch_for_the_other_projection_types(shape, kind, stream, start, drive, package):
     module = package("galore_torch.adamw", "galore-torch")
     options = {"rank": 4, "scale": 0.25, "eps": NOISE_PROOF_EPS if kind == "full" else 1e-6}
     gradients = stream(*shape, 12)

@@ -72,7 +72,7 @@ def test_second_backward_before_step_is_refused_with_the_parameters_name():
     model = network()
     optimizer = build(GaLorePerLayer(), model)
     loss(model).backward()
-    with pytest.raises(RuntimeError, match=r"second gradient of '.*weight' of shape .*cannot accumulate"):
+    with pytest.raises(RuntimeError, match=r"second gradient of '4\.\w+' of shape .*cannot accumulate"):
         loss(model, 1).backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -85,9 +85,9 @@ def test_run_needs_a_single_micro_batch():
 
 def test_step_handles_gradients_put_there_by_hand_and_parameters_unfrozen_later():
     model = network()
-    model[1].weight.requires_grad_(False)  # noqa: FBT003 - torch's signature
+    model[1].weight.requires_grad_(False)
     optimizer = build(GaLorePerLayer(lr=0.1), model)
-    model[1].weight.requires_grad_(True)  # noqa: FBT003 - torch's signature
+    model[1].weight.requires_grad_(True)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     loss(model).backward()
     assert model[1].weight.grad is not None
@@ -110,9 +110,9 @@ def test_closure_makes_the_step(drive):
     def closure():
         value = loss(model)
         value.backward()
-        return float(value)
+        return float(value.detach())
 
-    assert optimizer.step(closure) == pytest.approx(float(loss(network())))
+    assert optimizer.step(closure) == pytest.approx(float(loss(network()).detach()))
     assert not torch.equal(model[1].weight, before)
 
 

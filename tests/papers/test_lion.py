@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -47,14 +49,14 @@ def test_every_weight_moves_by_exactly_the_rate_or_not_at_all(stream, start, dri
     for gradient in gradients:
         gradient[0] = 0.0
     path = [weights, *drive(lion(lr=lr), weights, gradients)]
-    for old, new in zip(path, path[1:], strict=False):
+    for old, new in pairwise(path):
         assert torch.equal((new - old)[1:].abs(), torch.full((12, 7), lr))
         assert torch.equal(new[0], old[0])
 
 
 def test_decay_comes_before_the_step(stream, start, drive):
     path = [start(13, 7), *drive(lion(**OPTIONS), start(13, 7), stream(13, 7, 10))]
-    for old, new in zip(path, path[1:], strict=False):
+    for old, new in pairwise(path):
         moved = (new - (1 - 3e-3 * 0.3) * old).abs()
         assert torch.allclose(moved, torch.full_like(moved, 3e-3), atol=3e-7, rtol=0)
 

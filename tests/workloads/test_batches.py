@@ -209,12 +209,13 @@ def test_validation_ends_with_the_sequence_that_exceeds_the_limit(listed, limit,
     assert [int((row == ord("x")).sum()) for row in rows] == [min(len(text), 4) for text in texts[:wanted]]
 
 
-def test_validation_longer_than_one_chunk_is_the_same_list(listed, monkeypatch):
+def test_validation_read_in_chunks_is_the_same_list(listed, monkeypatch):
     part = Sequences(listed(("a",), tuple(map(str, range(50)))), ByteTokenizer(), Truncate(5))
-    whole = validation_batches(part, batch_size=100, token_limit=90)
+    whole = [validation_batches(part, batch_size=100, token_limit=limit) for limit in range(150)]
+    assert whole[90].sequences == 34  # 10 of 2 tokens, 24 of 3: 92 tokens
     monkeypatch.setattr(_batches, "_CHUNK", 7)
-    assert same(whole[0], validation_batches(part, batch_size=100, token_limit=90)[0])
-    assert whole.sequences == 34  # 10 of 2 tokens, 24 of 3: 92 tokens
+    for limit, batches in enumerate(whole):
+        assert same(batches[0], validation_batches(part, batch_size=100, token_limit=limit)[0])
 
 
 def test_validation_batches_are_a_sequence(sequences):

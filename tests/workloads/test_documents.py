@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,13 +151,25 @@ def test_missing_split(good, split):
     assert "add the missing shard" in caught.value.hint
 
 
-def test_shard_that_is_a_folder(good):
+@pytest.mark.parametrize("place", [Path.mkdir, lambda path: path.symlink_to("nowhere")], ids=["folder", "dead link"])
+def test_shard_that_is_no_file(good, place):
     train_shard(good).unlink()
-    train_shard(good).mkdir()
-    with pytest.raises(BadData, match=r"c4-train.*cannot be read"):
-        _ = LocalShards(good).content
-    with pytest.raises(BadData, match=r"c4-train.*not a readable gzip file"):
-        list(LocalShards(good).documents("train"))
+    place(train_shard(good))
+    with pytest.raises(BadData, match=r"'c4-train.00000-of-00001.json.gz' is not a file"):
+        LocalShards(good)
+
+
+def test_shard_that_may_not_be_read(good, monkeypatch):
+    def refused(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    source = LocalShards(good)
+    monkeypatch.setattr(Path, "open", refused)
+    monkeypatch.setattr(gzip, "open", refused)
+    with pytest.raises(BadData, match=r"c4-train.*cannot be read: Permission denied"):
+        _ = source.content
+    with pytest.raises(BadData, match=r"c4-train.*not a readable gzip file.*Permission denied"):
+        list(source.documents("train"))
 
 
 def test_shard_that_is_no_gzip(good):

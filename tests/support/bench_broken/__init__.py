@@ -1,0 +1,1 @@
+"""Plugin modules with one fault each, found before anything runs."""

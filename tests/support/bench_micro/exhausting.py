@@ -1,0 +1,72 @@
+"""Algorithms that use up what there is: time, memory, the range of floating point."""
+
+# ruff: noqa: ARG002, ARG005 - a slot takes its contract's arguments, used or not
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from bench import Algorithm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hangs(Algorithm):
+    """Never comes back from one step."""
+
+    name = "hangs"
+
+    def schedule(self, run):
+        return lambda step: time.sleep(3600) or 1.0 if step == 5 else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dawdles(Algorithm):
+    """Takes long for each step, but comes back."""
+
+    name = "dawdles"
+
+    def schedule(self, run):
+        return lambda step: time.sleep(0.1) or 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hoards(Algorithm):
+    """Asks torch for more memory than any machine has."""
+
+    name = "hoards"
+
+    def freezer(self, model, run):
+        return lambda step: torch.empty(2**60) if step == 5 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoardsHost(Algorithm):
+    """Asks Python for more memory than any machine has."""
+
+    name = "hoards-host"
+
+    def optimizer(self, named_parameters, run):
+        return bytearray(2**62)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoardsDevice(Algorithm):
+    """Meets the error of a device whose memory is used up."""
+
+    name = "hoards-device"
+
+    def freezer(self, model, run):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diverges(Algorithm):
+    """Multiplies the learning rate until the weights are no numbers."""
+
+    name = "diverges"
+
+    def schedule(self, run):
+        return lambda step: 1e30 if step >= 10 else 1.0
