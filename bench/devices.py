@@ -134,7 +134,7 @@ def cuda_facts(index: int) -> DeviceFacts:
 @functools.cache
 def _ask_another_process(index: int) -> DeviceFacts:
     """Ask a process that ends at once: one that keeps CUDA would stand on the device beside the trials it plans."""
-    program = [sys.executable, "-m", "bench.devices", str(index)]
+    program = [sys.executable, "-P", "-m", "bench.devices", str(index)]
     answer = subprocess.run(program, capture_output=True, text=True, check=False)  # noqa: S603 - our own module
     if answer.returncode:
         reason = answer.stderr.strip().rsplit("\n", 1)[-1] or f"exit code {answer.returncode}"

@@ -107,7 +107,7 @@ class NvmlProbe:
             driver = Driver.load(module)
         except NvmlUnavailable as error:
             return cls(str(error))
-        program = [sys.executable, "-m", "bench.nvml_poller", "--parent", str(os.getpid()), "--module", module]
+        program = [sys.executable, "-P", "-m", "bench.nvml_poller", "--parent", str(os.getpid()), "--module", module]
         program += ["--interval", str(interval_s)]
         if cuda_is_started():
             program.append("--cuda-started")

@@ -56,32 +56,40 @@ class Registry:
     # -- listing ---------------------------------------------------------------------------------------------------
     def _load(self, point: importlib.metadata.EntryPoint) -> None:
         package = point.dist.name if point.dist is not None else point.value
+        # By module, since two packages may call their entry points alike; a module that is known already stays.
+        known = self.hooks.has_plugin(point.value)
         try:
             module = point.load()
-            self.hooks.register(module, name=point.name)
+            self.hooks.register(module, name=point.value)
             self.hooks.check_pending()
-            self._add(module, "bench_algorithms", Entry, self.algorithms, package)
-            self._add(module, "bench_workloads", WorkloadEntry, self.workloads, package)
+            algorithms = self._entries(module, "bench_algorithms", Entry, package)
+            workloads = self._entries(module, "bench_workloads", WorkloadEntry, package, taken=algorithms)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a foreign module may raise anything at all
-            self.hooks.unregister(name=point.name)
+            if not known and self.hooks.has_plugin(point.value):
+                self.hooks.unregister(name=point.value)
             self.broken.append(Broken(name=point.name, package=package, reason=_reason(error)))
-
-    def _add(self, module: Any, hook: str, kind: type[E], table: dict[str, E], package: str) -> None:
-        if not hasattr(module, hook):
             return
+        self.algorithms.update(algorithms)
+        self.workloads.update(workloads)
+        self.packages.update(dict.fromkeys([*algorithms, *workloads], package))
+
+    def _entries(
+        self, module: Any, hook: str, kind: type[E], package: str, taken: Iterable[str] = ()
+    ) -> dict[str, E]:
+        """Return what ``hook`` of ``module`` lists, checked; names are unique over algorithms and workloads."""
+        owners = self.packages | dict.fromkeys(taken, package)
         fresh: dict[str, E] = {}
-        for entry in getattr(module, hook)():
+        for entry in getattr(module, hook)() if hasattr(module, hook) else ():
             if not isinstance(entry, kind):
                 raise BadValue(f"{hook} returned {entry!r} ({type(entry).__name__}), not {kind.__name__} objects")
-            if entry.name in table or entry.name in fresh:
-                owner = self.packages.get(entry.name, package)
-                raise BadValue(f"the name {entry.name!r} is taken already, by the package {owner!r}")
+            if entry.name in owners:
+                raise BadValue(f"the name {entry.name!r} is taken already, by the package {owners[entry.name]!r}")
             if isinstance(entry, Entry) and entry.track not in TRACKS:
                 raise BadValue(f"{entry.name!r} names the track {entry.track!r}; tracks are {', '.join(TRACKS)}")
             _find_target(entry.target)
             fresh[entry.name] = entry
-        table.update(fresh)
-        self.packages.update(dict.fromkeys(fresh, package))
+            owners[entry.name] = package
+        return fresh
 
     # -- use -------------------------------------------------------------------------------------------------------
     def algorithm_class(self, name: str) -> type[Algorithm]:
@@ -97,7 +105,7 @@ class Registry:
             raise BrokenPlugin(f"plugin {name!r}: {entry.target} overrides no slot of bench.Algorithm")
         return cls
 
-    def algorithm(self, name: str, texts: Mapping[str, str] | None = None, **values: Any) -> Algorithm:
+    def algorithm(self, name: str, texts: Mapping[str, str] | None = None, /, **values: Any) -> Algorithm:
         """Build the algorithm ``name`` from ``values`` and, over them, the command line's ``texts``; bad ones raise."""
         cls = self.algorithm_class(name)
         check(cls, name, values)

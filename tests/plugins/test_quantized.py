@@ -122,7 +122,7 @@ def test_direction_is_adams_on_the_rounded_moments_and_no_result_depends_on_the_
         ]
         expected = adam_direction(gradient, *moments, betas, 1e-8)
         assert torch.equal(quantized_adam_direction(gradient, whole, betas, 1e-8), expected)
-        monkeypatch.setattr(module, "piece_elements", lambda device: 4 * BLOCK)
+        monkeypatch.setattr(module, "piece_elements", lambda _: 4 * BLOCK)
         assert torch.equal(quantized_adam_direction(gradient, parts, betas, 1e-8), expected)
         monkeypatch.undo()
     assert all(torch.equal(whole[key], parts[key]) for key in whole)

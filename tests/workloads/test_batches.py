@@ -5,15 +5,15 @@ from itertools import islice
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.errors import BadData, BadValue
 from bench.workloads import _batches
 from bench.workloads._batches import IGNORED, Batches, FixedBatches, shuffled, validation_batches
 from bench.workloads._documents import Embedded
 from bench.workloads._sequences import Sequences, Truncate, Windows
 from bench.workloads._tokenizers import PAD, ByteTokenizer
-from hypothesis import given
-from hypothesis import strategies as st
-
-from bench.errors import BadData, BadValue
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,10 @@ import sys
 from collections import Counter
 
 import pytest
-from bench.workloads import _corpus
-from bench.workloads._language import TOPICS, Draws, lexicon, topic
 
 from bench.errors import BadData
+from bench.workloads import _corpus
+from bench.workloads._language import TOPICS, Draws, lexicon, topic
 
 
 @pytest.fixture(scope="module")

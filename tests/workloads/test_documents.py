@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from bench.errors import BadData
 from bench.workloads._batches import Batches, validation_batches
 from bench.workloads._corpus import CORPUS_SHA256, document
 from bench.workloads._documents import Embedded, LocalShards
 from bench.workloads._sequences import Sequences, Truncate, Windows
 from bench.workloads._tokenizers import ByteTokenizer
-
-from bench.errors import BadData
 
 
 def same(first, second):

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
+from bench.errors import BadData
 from bench.workloads._batches import Batches, validation_batches
 from bench.workloads._documents import LocalShards
 from bench.workloads._hub import C4, COMMIT
 from bench.workloads._sequences import Sequences, Truncate
 from bench.workloads._tokenizers import ByteTokenizer
-
-from bench.errors import BadData
 
 TRAIN = [f"training document {number} é" for number in range(120)]
 VALIDATION = [f"validation document {number}" for number in range(30)]

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from bench.workloads._llama import IGNORED, Llama, LlamaConfig, RMSNorm, rotation, token_losses
 from torch import Tensor, nn
 
 from bench.errors import BadValue
+from bench.workloads._llama import IGNORED, Llama, LlamaConfig, RMSNorm, rotation, token_losses
 
 SMALL = LlamaConfig(vocabulary_size=61, hidden=32, ffn=44, layers=2, heads=4, max_positions=24)
 

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from bench.workloads._sequences import Sequences, Truncate, Windows
-from bench.workloads._tokenizers import EOS, PAD, ByteTokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.errors import BadValue
+from bench.workloads._sequences import Sequences, Truncate, Windows
+from bench.workloads._tokenizers import EOS, PAD, ByteTokenizer
 
 BYTES = ByteTokenizer()
 TEXTS = st.lists(st.text(max_size=60), max_size=6)

@@ -4,12 +4,12 @@ import sys
 from hashlib import sha256
 
 import pytest
-from bench.workloads._sequences import Sequences, Truncate, Windows
-from bench.workloads._tokenizers import EOS, T5Tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.errors import BadData
+from bench.workloads._sequences import Sequences, Truncate, Windows
+from bench.workloads._tokenizers import EOS, T5Tokenizer
 
 UNKNOWN = 2
 
