@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import importlib.util
 import inspect
 import sys
 from types import ModuleType
@@ -14,8 +16,9 @@ SHARED = ("bench.plugins", "bench.workloads")
 def source_sha256(cls: type) -> str:
     """Return the SHA-256 over the sources of the modules that define ``cls``, ordered by module name.
 
-    Reached are the modules of its bases and of every object in the globals of a reached module, as long as they belong
-    to the same plugin package; so a change in shared numerics changes the identity of all who use them, no one else's.
+    Reached are the modules of its bases, those that a reached module imports at its top, and those of every object in
+    its globals, as long as they belong to the same plugin package; so a change in shared numerics changes the identity
+    of all who use them, no one else's.
     """
     root = _root(cls.__module__)
     reached: set[str] = set()
@@ -25,7 +28,7 @@ def source_sha256(cls: type) -> str:
         if name in reached or not _below(name, root) or name not in sys.modules:
             continue
         reached.add(name)
-        waiting += _mentioned(sys.modules[name])
+        waiting += [*_mentioned(sys.modules[name]), *_imported(sys.modules[name])]
     total = hashlib.sha256()
     for name in sorted(reached):
         total.update(name.encode() + b"\0" + _source(sys.modules[name]) + b"\0")
@@ -44,8 +47,22 @@ def _mentioned(module: ModuleType) -> list[str]:
     found = []
     for value in vars(module).values():
         name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-        if isinstance(name, str):
+        inside = isinstance(value, ModuleType) and _below(value.__name__, module.__name__)
+        if isinstance(name, str) and not inside:  # a package's globals hold every submodule that anybody imported
             found.append(name)
+    return found
+
+
+def _imported(module: ModuleType) -> list[str]:
+    """Return the modules named by imports at the top of ``module``: a constant does not know where it comes from."""
+    found = []
+    for node in ast.parse(_source(module)).body:
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            home = importlib.util.resolve_name("." * node.level + (node.module or ""), module.__package__)
+            submodules = [name for name in (f"{home}.{alias.name}" for alias in node.names) if name in sys.modules]
+            found += submodules if len(submodules) == len(node.names) else [home, *submodules]
     return found
 
 

@@ -117,7 +117,7 @@ def test_a_module_may_list_nothing_and_report_events_only(modules):
         ("raise OSError('no driver')", "OSError: no driver"),
         ("raise SystemExit(3)", "SystemExit: 3"),
         ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
-        ("this is not Python", "SyntaxError"),
+        ("def broken(:", "SyntaxError"),
         ("@hookimpl\ndef bench_algorithms():\n    raise KeyError('x')\n", "KeyError: 'x'"),
         ("@hookimpl\ndef bench_algorithms():\n    return None\n", "TypeError"),
         ("@hookimpl\ndef bench_algorithms():\n    return ['signum']\n", "returned 'signum' (str), not Entry objects"),

@@ -68,7 +68,9 @@ class Bench:
     def environment(self, **extra: str) -> dict[str, str]:
         known = {name: value for name, value in os.environ.items() if not name.startswith(("BENCH_", "PYTEST"))}
         path = [str(site) for site in self.sites] + [part for part in [known.get("PYTHONPATH")] if part]
-        settings = {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"}
+        settings = {"PYTHONPATH": os.pathsep.join(path), "COLUMNS": "200", "NO_COLOR": "1"}
+        # threads that spin while they wait make a busy machine many times slower
+        settings |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         return known | settings | extra
 
     def start(self, *arguments: object, program: object = None, **environment: str) -> subprocess.Popen[str]:
@@ -103,10 +105,24 @@ class Bench:
             process.communicate()
 
 
+@pytest.fixture(scope="session")
+def bench_in(micro_site) -> Iterator[Callable[[Path], Bench]]:
+    """The command line, each call in a process of its own, in a folder of the caller's, with ``micro`` installed."""
+    commands: list[Bench] = []
+
+    def make(folder: Path) -> Bench:
+        commands.append(Bench(folder, [micro_site]))
+        return commands[-1]
+
+    yield make
+    for command in commands:
+        command.end()
+
+
 @pytest.fixture
-def bench(tmp_path, micro_site) -> Iterator[Bench]:
-    """The command line, each call in a process of its own, in an empty folder, with ``micro`` installed."""
-    command = Bench(tmp_path, [micro_site])
+def bench(tmp_path, bench_in) -> Iterator[Bench]:
+    """The command line in an empty folder; what it started ends with the test."""
+    command = bench_in(tmp_path)
     yield command
     command.end()
 

@@ -21,14 +21,6 @@ PUBLISHED = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def build(config: LlamaConfig = SMALL, seed: int = 0, *, spread: float = 1.0) -> Llama:
     """A model; ``spread`` multiplies its matrices and shakes its norms, so that every part matters to the logits."""
     model = Llama(config, torch.Generator().manual_seed(seed))
@@ -251,65 +243,6 @@ def test_logits_in_pure_bf16_are_hugging_faces_to_the_bit():
     assert torch.equal(model(batch), hugging_face(model)(input_ids=batch).logits)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rms_norm_divides_by_the_root_of_the_mean_square_in_fp32(dtype):
-    norm, x = norm_and_input(dtype)
-    found = norm(x)
-    assert found.dtype == dtype
-    quotient = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-6).sqrt()
-    expected = quotient * norm.weight.double()
-    torch.testing.assert_close(found.double(), expected, rtol=4 * torch.finfo(dtype).eps, atol=0.0)
-
-
-@pytest.mark.paper
-def test_rms_norm_in_bf16_rounds_before_and_after_the_weight_unlike_torchs_own():
-    norm, x = norm_and_input(torch.bfloat16)
-    x32 = x.float()
-    quotient = (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + 1e-6)).to(torch.bfloat16)
-    assert torch.equal(norm(x), norm.weight * quotient)
-    assert not torch.equal(norm(x), nn.functional.rms_norm(x, (48,), norm.weight, 1e-6))
-
-
-def norm_and_input(dtype: torch.dtype) -> tuple[RMSNorm, Tensor]:
-    """A norm with uneven weights, and rows of mean squares from far below ε to far above it, one of them zero."""
-    generator = torch.Generator().manual_seed(0)
-    norm = RMSNorm(48, 1e-6).to(dtype)
-    with torch.no_grad():
-        norm.weight.uniform_(0.5, 1.5, generator=generator)
-    x = (torch.randn(64, 48, generator=generator) * torch.logspace(-4, 2, 64)[:, None]).to(dtype)
-    x[5] = 0.0
-    return norm, x
-
-
-def scores(query: Tensor, key: Tensor, positions: int) -> Tensor:
-    """Scores (T, T) of one query and one key vector, each placed at every position."""
-    rotary = rotation(positions, query.numel(), 10_000.0, query.device)
-    return rotary.rotate(query.expand(positions, -1)) @ rotary.rotate(key.expand(positions, -1)).T
-
-
-@pytest.mark.paper
-def test_rotary_scores_depend_on_the_difference_of_positions_only():
-    query, key = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
-    found = scores(query, key, 40)
-    for difference in range(-39, 40):
-        diagonal = found.diagonal(difference)
-        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=1e-4, atol=1e-4)
-    assert float(found[0].std()) > 0.1
-    torch.testing.assert_close(found[0, 0], query @ key)
-
-
-def test_rotary_turns_each_half_split_pair_by_the_published_angle():
-    positions, size = 7, 8
-    x = torch.randn(positions, size, generator=torch.Generator().manual_seed(0))
-    found = rotation(positions, size, 10_000.0, x.device).rotate(x)
-    for t in range(positions):
-        for i in range(size // 2):
-            angle = t * 10_000.0 ** (-2 * i / size)
-            first, second = float(x[t, i]), float(x[t, i + size // 2])
-            assert float(found[t, i]) == pytest.approx(first * math.cos(angle) - second * math.sin(angle), abs=1e-5)
-            assert float(found[t, i + 4]) == pytest.approx(second * math.cos(angle) + first * math.sin(angle), abs=1e-5)
-
-
 def test_converting_to_bf16_and_back_does_not_touch_the_rotary_tables():
     model, batch = build(), tokens()
     rounded = {name: value.to(torch.bfloat16).float() for name, value in model.state_dict().items()}
@@ -348,82 +281,6 @@ def test_bf16_autocast_keeps_weights_gradients_residual_stream_and_loss_in_fp32(
     torch.testing.assert_close(logits.detach().float(), expected, rtol=0.1, atol=0.1 * float(expected.std()))
 
 
-def by_hand(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[float, float]:
-    total, count = 0.0, 0.0
-    for b in range(labels.shape[0]):
-        for t in range(labels.shape[1] - 1):
-            label = int(labels[b, t + 1])
-            if label != IGNORED:
-                row = logits[b, t].double()
-                total += float(weights[b]) * float(row.exp().sum().log() - row[label])
-                count += float(weights[b])
-    return total, count
-
-
-def padded() -> tuple[Tensor, Tensor]:
-    """Logits and labels of four sequences: full, padded from position 5 and 1 on, and with a hole."""
-    logits = 3 * torch.randn(4, 10, 13, generator=torch.Generator().manual_seed(0))
-    labels = torch.randint(0, 13, (4, 10), generator=torch.Generator().manual_seed(1))
-    labels[1, 5:] = labels[2, 1:] = labels[3, 4] = IGNORED
-    return logits, labels
-
-
-@pytest.mark.parametrize("weights", [None, [1.0, 1.0, 1.0, 1.0], [0.5, 2.0, 7.0, 0.0]])
-def test_token_losses_are_those_of_a_loop_over_sequences_and_positions(weights):
-    logits, labels = padded()
-    chosen = None if weights is None else torch.tensor(weights)
-    total, count = by_hand(logits, labels, torch.ones(4) if chosen is None else chosen)
-    found = token_losses(logits, labels, chosen)
-    assert float(found.sum) == pytest.approx(total, rel=1e-5)
-    assert float(found.count) == count
-    assert float(found.mean()) == pytest.approx(total / count, rel=1e-5)
-
-
-def test_token_losses_of_a_batch_are_the_sums_over_its_parts():
-    logits, labels = padded()
-    whole, first, second = (token_losses(logits[part], labels[part]) for part in (slice(4), slice(1), slice(1, 4)))
-    torch.testing.assert_close(whole.sum, first.sum + second.sum)
-    assert whole.count == first.count + second.count
-    legacy = (first.mean() + second.mean()) / 2
-    assert not torch.allclose(whole.mean(), legacy)  # the mean of batch means weighs the tokens of short batches more
-
-
-def test_weights_of_zero_and_one_select_sequences_and_a_common_factor_does_not_matter():
-    logits, labels = padded()
-    chosen = [0, 3]
-    weights = torch.tensor([1.0, 0.0, 0.0, 1.0])
-    selected = token_losses(logits[chosen], labels[chosen])
-    for factor in (1.0, 0.25):
-        torch.testing.assert_close(token_losses(logits, labels, factor * weights).mean(), selected.mean())
-
-
-def test_weights_scale_each_sequences_gradient_and_padding_gets_none():
-    logits, labels = padded()
-    logits.requires_grad_()
-    (plain,) = torch.autograd.grad(token_losses(logits, labels).sum, logits)
-    weights = torch.tensor([0.5, 2.0, 7.0, 0.0])
-    (weighted,) = torch.autograd.grad(token_losses(logits, labels, weights).sum, logits)
-    torch.testing.assert_close(weighted, weights[:, None, None] * plain)
-    assert not plain[1, 4:].any()
-    assert not plain[2].any()
-    assert not plain[:, -1].any()
-    assert plain[0, :-1].abs().amax(-1).min() > 0
-
-
-def test_bf16_logits_give_an_fp32_loss_of_the_rounded_logits():
-    logits, labels = padded()
-    rounded = logits.to(torch.bfloat16)
-    total, count = by_hand(rounded.float(), labels, torch.ones(4))
-    assert float(token_losses(rounded, labels).mean()) == pytest.approx(total / count, rel=1e-5)
-
-
-def test_the_mean_over_no_target_token_is_not_a_number():
-    logits, labels = padded()
-    found = token_losses(logits[2:3], labels[2:3])
-    assert float(found.count) == 0.0
-    assert math.isnan(float(found.mean()))
-
-
 def test_a_few_steps_learn_to_continue_one_sequence():
     model, batch = build(), tokens(batch=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -436,19 +293,6 @@ def test_a_few_steps_learn_to_continue_one_sequence():
         losses.append(float(loss.detach()))
     assert losses[0] == pytest.approx(math.log(SMALL.vocabulary_size), abs=0.1)
     assert losses[-1] < 0.2
-
-
-@pytest.mark.parametrize("name", ["vocabulary_size", "hidden", "ffn", "layers", "heads", "max_positions"])
-def test_a_size_below_one_is_refused_by_name(name):
-    sizes = {"vocabulary_size": 61, "hidden": 32, "ffn": 44, "layers": 2, "heads": 4, name: 0}
-    with pytest.raises(BadValue, match=f"{name} is 0"):
-        LlamaConfig(**sizes)
-
-
-@pytest.mark.parametrize(("hidden", "heads"), [(30, 4), (12, 4)])
-def test_heads_of_uneven_or_odd_size_are_refused_with_the_multiple_to_choose(hidden, heads):
-    with pytest.raises(BadValue, match=f"multiple of {2 * heads}"):
-        LlamaConfig(vocabulary_size=61, hidden=hidden, ffn=44, layers=2, heads=heads)
 
 
 def test_a_sequence_longer_than_the_model_is_refused():
