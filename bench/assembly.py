@@ -91,6 +91,7 @@ def assemble(algorithms: Sequence[Algorithm], workload: Workload, run: Run, mode
     _check_claims(filled["optimizer"], optimizer, trainable)
     schedule = call("schedule", None)
     finisher = filled.get("finish")
+    finisher_run = own(finisher) if finisher else run  # now, so that a checkpoint finds its generators
     return Parts(
         run=run,
         model=model,
@@ -100,7 +101,7 @@ def assemble(algorithms: Sequence[Algorithm], workload: Workload, run: Run, mode
         select=call("selector", None),
         freeze=freeze,
         learn=call("learner", None, model, optimizer, workload.loss),
-        finish=(lambda trained: _call(finisher, "finish", nn.Module, trained, own(finisher))) if finisher else None,
+        finish=(lambda trained: _call(finisher, "finish", nn.Module, trained, finisher_run)) if finisher else None,
         closure=filled["optimizer"].closure,
         generators=generators,
     )
@@ -112,7 +113,7 @@ def _call(algorithm: Algorithm, slot: str, kind: type | None, *arguments: Any) -
         result = getattr(algorithm, slot)(*arguments)
     except (BenchError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SlotFault(f"{algorithm.name}.{slot} raised {type(error).__name__}: {error}") from error
     right = callable(result) if kind is None else isinstance(result, kind)
     if not right:
@@ -124,7 +125,9 @@ def _call(algorithm: Algorithm, slot: str, kind: type | None, *arguments: Any) -
 
 
 def _check_claims(algorithm: Algorithm, optimizer: Optimizer, trainable: Sequence[tuple[str, nn.Parameter]]) -> None:
-    """Every trainable parameter must be in exactly one group (torch refuses duplicates within an optimizer)."""
+    """Every trainable parameter must be in exactly one group (torch refuses duplicates), each group with a rate."""
+    if not all("lr" in group for group in optimizer.param_groups):
+        raise SlotFault(f"{algorithm.name}.optimizer has a parameter group without 'lr', which schedules multiply")
     owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     forgotten = [name for name, parameter in trainable if id(parameter) not in owned]
     foreign = len(owned - {id(parameter) for _, parameter in trainable})

@@ -14,6 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from bench.protocol import protocols
+from bench.trial import MEASURED
+
 Measure = Literal["time", "steps", "memory", "energy", "quality"]
 MEASURES: tuple[Measure, ...] = ("time", "steps", "memory", "energy", "quality")
 
@@ -65,26 +68,24 @@ def with_board_columns(trials: pd.DataFrame) -> pd.DataFrame:
 
 def _board(shared: dict[str, Any], trials: pd.DataFrame, by: Measure) -> Board:
     notes = []
-    listed = bool(trials["device_listed"].fillna(value=False).all())
-    ranked = shared["protocol"] != "quick"
-    if by == "time" and not listed:
+    if by == "time" and not trials["device_listed"].fillna(value=False).all():
         notes.append(f"{shared['device_class']} is not a listed device class: ordered by steps, not by time")
         by = "steps"
-    if not ranked:
-        notes.append("protocol quick: shown in order, not ranked")
     rows = pd.DataFrame([_row(dict(zip(ROW, key, strict=True)), cell) for key, cell in trials.groupby(ROW, sort=True)])
     rows.insert(1, "setting", _settings(rows))
-    if by == "time" and bool(rows["contended"].any()):
-        notes.append(
-            "times marked with * were measured on a busy machine and do not rank: these rows are ordered by steps"
-        )
-    order = _order(rows, by, bool(trials["metric_direction"].iloc[0] == "min"))
-    rows = rows.iloc[order].reset_index(drop=True)
-    rows.insert(
-        0,
-        "rank",
-        [str(i + 1) if ranked and not (by == "time" and busy) else "-" for i, busy in enumerate(rows["contended"])],
+    rows = rows.iloc[_order(rows, by, minimise=trials["metric_direction"].iloc[0] == "min")].reset_index(drop=True)
+    rules = protocols().get(shared["protocol"])
+    enough = (
+        rows["seeds"] >= rules.seeds if rules is not None and rules.ranked else pd.Series(data=False, index=rows.index)
     )
+    busy = rows["contended"] if by == "time" else pd.Series(data=False, index=rows.index)
+    rows.insert(0, "order", range(1, len(rows) + 1))
+    rows.insert(1, "ranked", enough & ~busy)
+    if not enough.all():
+        wanted = f"takes {rules.seeds} seeds" if rules is not None and rules.ranked else "is shown and never ranked"
+        notes.append(f"(n) is a place in this list, not a rank: protocol {shared['protocol']} {wanted}")
+    if busy.any():
+        notes.append("* measured on a busy machine: this time does not rank; see --by steps")
     return Board(
         shared=shared | {"by": by, "target": _only(trials["target"]), "metric": _only(trials["metric"])},
         rows=rows,
@@ -104,6 +105,8 @@ def _settings(rows: pd.DataFrame) -> list[str]:
 
 
 def _row(setting: dict[str, Any], cell: pd.DataFrame) -> dict[str, Any]:
+    outcomes = cell["outcome"].value_counts().sort_index()
+    cell = cell[cell["outcome"].isin(MEASURED)]  # a failure is told, and is no measurement
     hits = cell[cell["outcome"] == "reached"]
     return {
         "algorithm": setting["algorithm"],
@@ -120,11 +123,11 @@ def _row(setting: dict[str, Any], cell: pd.DataFrame) -> dict[str, Any]:
         "optimizer_state_bytes": cell["optimizer_state_bytes"].median(),
         "energy_j": cell["energy_j"].mean(),
         "contended": bool(cell["contended"].fillna(value=False).any()),
-        "outcomes": ", ".join(f"{count} {name}" for name, count in cell["outcome"].value_counts().sort_index().items()),
+        "outcomes": ", ".join(f"{count} {name}" for name, count in outcomes.items()),
     }
 
 
-def _order(rows: pd.DataFrame, by: Measure, minimise: bool) -> list[int]:
+def _order(rows: pd.DataFrame, by: Measure, *, minimise: bool) -> list[int]:
     quality = rows["quality"] if minimise else -rows["quality"]
     column = {
         "time": rows["time_to_target_s"].where(~rows["contended"]),

@@ -73,9 +73,7 @@ class Registry:
         self.workloads.update(workloads)
         self.packages.update(dict.fromkeys([*algorithms, *workloads], package))
 
-    def _entries(
-        self, module: Any, hook: str, kind: type[E], package: str, taken: Iterable[str] = ()
-    ) -> dict[str, E]:
+    def _entries(self, module: Any, hook: str, kind: type[E], package: str, taken: Iterable[str] = ()) -> dict[str, E]:
         """Return what ``hook`` of ``module`` lists, checked; names are unique over algorithms and workloads."""
         owners = self.packages | dict.fromkeys(taken, package)
         fresh: dict[str, E] = {}

@@ -75,13 +75,15 @@ class Store:
 
     # -- one trial -------------------------------------------------------------------------------------------------
     def folder(self, trial: Trial) -> Path:
-        """Return the folder of ``trial``, made if need be, with its ``trial.json``."""
+        """Return the folder in which ``trial`` is about to run, made if need be, with its ``trial.json``.
+
+        What is no part of the identity, such as the place of the data, is as this command has it.
+        """
         folder = self.root / "runs" / trial.trial_id
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "trial.json").exists():
-            temporary = folder / f"trial.json.{os.getpid()}"
-            trial.write(temporary)
-            temporary.replace(folder / "trial.json")
+        temporary = folder / f"trial.json.{os.getpid()}"
+        trial.write(temporary)
+        temporary.replace(folder / "trial.json")
         return folder
 
     def finished(self, trial: Trial) -> dict[str, Any] | None:
@@ -91,8 +93,13 @@ class Store:
         return row if row["outcome"] in MEASURED else None
 
     def finalise(self, trial: Trial) -> dict[str, Any]:
-        """Derive and write both tables' rows of ``trial`` from its events; return the row of ``trials``."""
-        events = read_events(self.root / "runs" / trial.trial_id)
+        """Derive and write both tables' rows of ``trial`` from its events; return the row of ``trials``.
+
+        They tell of the command that ran the trial, not of one that asks for it again.
+        """
+        folder = self.root / "runs" / trial.trial_id
+        trial = Trial.read(folder / "trial.json")
+        events = read_events(folder)
         row = record.trial_row(trial, events)
         self._write("trials", trial.trial_id, [row])
         self._write("curves", trial.trial_id, record.curve_rows(trial, events))

@@ -95,7 +95,7 @@ def _for_people(row: dict[str, Any]) -> dict[str, Any]:
     steps, cv = row["steps_to_target"], row["steps_cv"]
     busy = "*" if row["contended"] and row["hits"] else ""
     return {
-        "rank": row["rank"],
+        "rank": str(row["order"]) if row["ranked"] else f"({row['order']})",
         "algorithm": f"{row['algorithm']} {row['setting']}".rstrip(),
         "reached": f"{row['hits']}/{row['seeds']}",
         "steps": "-" if steps != steps else f"{steps:.1f}" + (f" (CV {cv:.1%})" if cv == cv else ""),  # noqa: PLR0124
