@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bench.algorithm import TRAINING_SLOTS, Algorithm, Freezer, Learner, Schedule, Selector, slots
+from bench.algorithm import TRAINING_SLOTS, Algorithm, Batch, Freezer, Learner, Schedule, Selector, slots
 from bench.errors import BenchError, SlotFault, SlotMismatch
 from bench.roles import assign_roles
-from bench.run import Run, adapted_roles
+from bench.run import Run, adapted_roles, autocast
 from bench.workload import Workload
 
 
@@ -68,10 +68,14 @@ def check_fit(algorithms: Sequence[Algorithm], workload: Workload) -> None:
 def assemble(algorithms: Sequence[Algorithm], workload: Workload, run: Run, model: nn.Module) -> Parts:
     """Call the slots, once each, and check what they return. The clock is the caller's."""
     filled = fill(algorithms)
-    generators: dict[str, dict[str, torch.Generator]] = {}
+    generators: dict[str, dict[str, torch.Generator]] = {algorithm.name: {} for algorithm in filled.values()}
 
     def own(algorithm: Algorithm) -> Run:
-        return replace(run, algorithm=algorithm.name, generators=generators.setdefault(algorithm.name, {}))
+        return replace(run, algorithm=algorithm.name, generators=generators[algorithm.name])
+
+    def loss(trained: nn.Module, batch: Batch) -> Tensor:
+        with autocast(run):
+            return workload.loss(trained, batch)
 
     def call(slot: str, kind: type | None, *arguments: Any) -> Any:
         if slot not in filled:
@@ -91,7 +95,6 @@ def assemble(algorithms: Sequence[Algorithm], workload: Workload, run: Run, mode
     _check_claims(filled["optimizer"], optimizer, trainable)
     schedule = call("schedule", None)
     finisher = filled.get("finish")
-    finisher_run = own(finisher) if finisher else run  # now, so that a checkpoint finds its generators
     return Parts(
         run=run,
         model=model,
@@ -100,8 +103,8 @@ def assemble(algorithms: Sequence[Algorithm], workload: Workload, run: Run, mode
         schedule=schedule or (lambda _: 1.0),
         select=call("selector", None),
         freeze=freeze,
-        learn=call("learner", None, model, optimizer, workload.loss),
-        finish=(lambda trained: _call(finisher, "finish", nn.Module, trained, finisher_run)) if finisher else None,
+        learn=call("learner", None, model, optimizer, loss),
+        finish=(lambda trained: _call(finisher, "finish", nn.Module, trained, own(finisher))) if finisher else None,
         closure=filled["optimizer"].closure,
         generators=generators,
     )

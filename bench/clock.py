@@ -97,6 +97,7 @@ class Clock:
     def set_aside(self, section: str) -> Iterator[None]:
         """Time the body, which is not charged; the clock must stand still."""
         assert not self.running, "the clock runs"
+        assert section in self.aside, section
         self._synchronise()
         start = time.perf_counter()
         try:

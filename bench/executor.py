@@ -11,7 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from bench import provenance
+from bench.errors import TrialBusy
 from bench.store import EventLog, Store, read_events
 from bench.trial import Trial
 from bench.worker_environment import DIE_WITH_PARENT
@@ -27,7 +30,8 @@ def run_trial(trial: Trial, store: Store, on_event: OnEvent = lambda _: None) ->
     """Run ``trial`` in a fresh process and return its row; ``on_event`` sees each event as it is logged.
 
     A trial whose process dies, hangs or is interrupted still ends in a row: outcome ``interrupted`` or ``timeout``.
-    Ctrl-C stops the worker, derives the row of what was measured, and is raised again.
+    Ctrl-C stops the worker, derives the row of what was measured, and is raised again. Raises
+    :class:`~bench.errors.TrialBusy` where another process runs the trial; nothing of it is touched then.
     """
     folder = store.folder(trial)
     seen = len(read_events(folder))
@@ -38,7 +42,7 @@ def run_trial(trial: Trial, store: Store, on_event: OnEvent = lambda _: None) ->
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=os.environ | {DIE_WITH_PARENT: "1"},
+            env=os.environ | {DIE_WITH_PARENT: str(os.getpid())},
             start_new_session=True,  # Ctrl-C reaches this process, which then stops the worker in order
         )
     started = time.monotonic()
@@ -58,7 +62,11 @@ def run_trial(trial: Trial, store: Store, on_event: OnEvent = lambda _: None) ->
     if not _ended(folder):
         outcome = "timeout" if reason else "interrupted"
         reason = reason or f"the worker {_how_it_ended(process.returncode)}; see {folder / 'worker.log'}"
-        EventLog(folder).write("finished", outcome=outcome, reason=reason, at=provenance.now(), cost={})
+        try:
+            with FileLock(folder / "lock", timeout=0):
+                EventLog(folder).write("finished", outcome=outcome, reason=reason, at=provenance.now(), cost={})
+        except Timeout:
+            raise TrialBusy(f"another process runs the trial {trial.trial_id} now", hint="wait for it") from None
     return store.finalise(trial)
 
 

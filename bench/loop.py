@@ -14,6 +14,7 @@ from bench.assembly import Parts
 from bench.checkpoint import random_state, set_random_state
 from bench.clock import Clock
 from bench.errors import SlotFault
+from bench.run import autocast
 from bench.workload import Workload
 
 
@@ -98,8 +99,8 @@ def _closure(parts: Parts, workload: Workload, clock: Clock, batch: Batch) -> Ca
             micro_batches = split(batch, workload.tier.micro_batch_size)
             total: Tensor | None = None
             for micro_batch in micro_batches:
-                with autocast(parts):
-                    loss = workload.loss(parts.model, micro_batch) / len(micro_batches)
+                with autocast(parts.run):
+                    loss = workload.loss(parts.model, micro_batch) / (rows(batch) / rows(micro_batch))
                 loss.backward()  # type: ignore[no-untyped-call]
                 total = loss.detach() if total is None else total + loss.detach()
         clock.enter("step")
@@ -109,17 +110,16 @@ def _closure(parts: Parts, workload: Workload, clock: Clock, batch: Batch) -> Ca
     return gradient
 
 
-def split(batch: Batch, rows: int) -> list[Batch]:
-    """Split ``batch`` along its first dimension into micro-batches of at most ``rows``."""
-    size = next(iter(batch.values())).shape[0]
-    if size <= rows:
+def split(batch: Batch, size: int) -> list[Batch]:
+    """Split ``batch`` along its first dimension into micro-batches of at most ``size`` rows."""
+    if rows(batch) <= size:
         return [batch]
-    return [{key: value[i : i + rows] for key, value in batch.items()} for i in range(0, size, rows)]
+    return [{key: value[i : i + size] for key, value in batch.items()} for i in range(0, rows(batch), size)]
 
 
-def autocast(parts: Parts) -> torch.autocast:
-    """Return the autocast context of the run's precision."""
-    return torch.autocast(parts.run.device.type, torch.bfloat16, enabled=parts.run.precision == "amp-bf16")
+def rows(batch: Batch) -> int:
+    """Return how many sequences or examples ``batch`` holds."""
+    return next(iter(batch.values())).shape[0]
 
 
 def _evaluate(parts: Parts, workload: Workload, clock: Clock) -> dict[str, float]:
@@ -129,11 +129,12 @@ def _evaluate(parts: Parts, workload: Workload, clock: Clock) -> dict[str, float
     _switch(parts.optimizer, "eval")
     model = parts.finish(parts.model) if parts.finish is not None else parts.model
     clock.pause()
-    before, training = random_state(), model.training
+    before, training = random_state(), [module for module in model.modules() if module.training]
     model.eval()
-    with clock.set_aside("evaluation"), torch.no_grad(), autocast(parts):
+    with clock.set_aside("evaluation"), torch.no_grad(), autocast(parts.run):
         metrics = workload.evaluate(model, parts.run.device)
-    model.train(training)
+    for module in training:  # one by one: an algorithm may keep some of them in evaluation mode
+        module.training = True
     set_random_state(before)
     with clock.charge("finish"):
         _switch(parts.optimizer, "train")

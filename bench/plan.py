@@ -70,7 +70,7 @@ def make_plan(registry: Registry, request: Request) -> Plan:
     identity = workload.data()
     data = Data(
         source=identity.source,
-        directory=None if request.directory is None else str(request.directory),
+        directory=None if request.directory is None else str(request.directory.absolute()),
         tokenizer=request.tokenizer,
         sha256=identity.sha256,
         label=identity.label,

@@ -56,6 +56,11 @@ class Run:
             ) from None
 
 
+def autocast(run: Run) -> torch.autocast:
+    """Return the autocast context of the run's precision."""
+    return torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "amp-bf16")
+
+
 def adapted_roles(
     before: Iterable[tuple[str, nn.Parameter]],
     roles: Mapping[str, Role],

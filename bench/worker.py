@@ -322,6 +322,9 @@ def _facts(trial: Trial, workload: Workload) -> dict[str, Any]:
 def _die_with_parent() -> None:
     """On Linux, let the kernel end this process when the one that started it ends; also a kill counts."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if DIE_WITH_PARENT in os.environ and sys.platform == "linux":
+    parent = os.environ.get(DIE_WITH_PARENT)
+    if parent is not None and sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() != int(parent):  # it ended while this process was starting
+            os.kill(os.getpid(), signal.SIGKILL)

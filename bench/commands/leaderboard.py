@@ -10,6 +10,7 @@ import click
 from bench.commands._options import format_option, results_option
 from bench.commands._print import bytes_text, seconds_text, show_table
 from bench.errors import BadValue, UnknownName
+from bench.trial import OUTCOMES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,7 +55,7 @@ def command(workload: str | None, tier: str | None, by: Any, figure: Path | None
         _head(board.shared, form)
         show_table([_for_people(row) for row in board.records()], form, fold=["algorithm"])
         for row in board.records():
-            if row["hits"] < row["seeds"]:
+            if any(failure in row["outcomes"] for failure in OUTCOMES[3:]):  # more than reached, missed, completed
                 click.echo(f"{row['algorithm']} {row['setting']}".rstrip() + f": {row['outcomes']}")
         for note in board.notes:
             click.echo(f"note: {note}")

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from bench.plugins.optimizers._adam import adam_direction
-from bench.plugins.optimizers._base import piece_elements
+from ._adam import adam_direction
+from ._base import piece_elements
 
 BLOCK = 256
 """Elements that share one scale."""

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from bench import Algorithm, Choice, Linear, Log, Role, hyper
 from bench.errors import BadValue, SlotMismatch
-from bench.plugins.optimizers._adam import adam_direction, adam_directions, bias_factor
-from bench.plugins.optimizers._base import (
+
+from ._adam import adam_direction, adam_directions, bias_factor
+from ._base import (
     BaseOptimizer,
     Group,
     bucketed,
@@ -20,7 +21,7 @@ from bench.plugins.optimizers._base import (
     parameter_name,
     pieces,
 )
-from bench.plugins.optimizers._projection import (
+from ._projection import (
     BasisFunction,
     Projection,
     ProjectionType,

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 from annotated_types import Ge
 
 from bench import hyper
-from bench.plugins.optimizers._adam import bias_factor, corrected_eps
-from bench.plugins.optimizers._projection import BasisFunction, ProjectionType, gram_basis
-from bench.plugins.optimizers._quantized import quantized_adam_direction, start_moments
-from bench.plugins.optimizers.galore import GaLore, GaLoreAdamW
+
+from ._adam import bias_factor, corrected_eps
+from ._projection import BasisFunction, ProjectionType, gram_basis
+from ._quantized import quantized_adam_direction, start_moments
+from .galore import GaLore, GaLoreAdamW
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim.optimizer import ParamsT
 
     from bench import NamedParameters, Run
-    from bench.plugins.optimizers._base import Group
+
+    from ._base import Group
 
 
 @dataclass(frozen=True, kw_only=True)

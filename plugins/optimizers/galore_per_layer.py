@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
-from bench.plugins.optimizers._base import parameter_name
-from bench.plugins.optimizers.galore import GaLore, GaLoreAdamW
+from ._base import parameter_name
+from .galore import GaLore, GaLoreAdamW
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,8 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from bench import Algorithm, Choice, Log, hyper
-from bench.plugins.optimizers._base import BaseOptimizer, Group, bucketed, gradients_of, pieces
+
+from ._base import BaseOptimizer, Group, bucketed, gradients_of, pieces
 
 if TYPE_CHECKING:
     from torch.optim.optimizer import ParamsT

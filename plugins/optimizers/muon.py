@@ -12,8 +12,9 @@ from torch import Tensor
 
 from bench import HIDDEN_MATRICES, Algorithm, Choice, Linear, Log, hyper
 from bench.errors import BadValue, SlotMismatch
-from bench.plugins.optimizers._adam import adam_direction, adam_directions, bias_factor, corrected_eps
-from bench.plugins.optimizers._base import (
+
+from ._adam import adam_direction, adam_directions, bias_factor, corrected_eps
+from ._base import (
     BaseOptimizer,
     Group,
     bucketed,
@@ -21,7 +22,7 @@ from bench.plugins.optimizers._base import (
     parameter_name,
     pieces,
 )
-from bench.plugins.optimizers._orthogonalize import newton_schulz, newton_schulz_batched
+from ._orthogonalize import newton_schulz, newton_schulz_batched
 
 if TYPE_CHECKING:
     from torch.optim.optimizer import ParamsT

@@ -154,8 +154,43 @@ def test_leaderboard_orders_what_was_recorded(done, bench_here):
     assert {(row["workload"], row["hits"], row["seeds"]) for row in rows} == {("micro", 1, 1)}
 
 
-def test_with_set_seed_and_no_reference_reach_the_record(bench_here, tmp_path):
-    options = ("--with", "blurs", "--set", "wanders.scale=0.5", "--set", "adamw.lr=0.03")
-    answer = bench_here("run", "--plugin", "adamw", "--workload", "micro", "--seed", 7, "--set", "lr=0.03")
-    assert answer.code == 0
-    del options
+def test_options_reach_the_record(bench_here):
+    chosen = ("--plugin", "sgd", "--with", "blurs", "--set", "sgd.lr=0.05", "--set", "momentum=0.8", "--no-reference")
+    answer = bench_here("run", *chosen, "--workload", "micro", "--seeds", 2)
+    assert answer.code == 0, answer
+    assert re.search(r"sgd: \d of 2 seeds reached the target", answer.out)
+    table = pd.read_parquet("results/trials")
+    assert sorted(zip(table.algorithm, table.seed, strict=True)) == [("sgd", 0), ("sgd", 1)]
+    assert table.trial_id.nunique() == 2
+    for row in table.itertuples():
+        assert json.loads(row.hyperparameters) == {"lr": 0.05, "momentum": 0.8, "weight_decay": 0.0}
+        assert [(part["name"], part["slots"]) for part in json.loads(row.fillers)] == [
+            ("blurs", ["finish"]),
+            ("warmup-linear", ["schedule"]),
+        ]
+        assert row.optimizer_state_bytes == 4 * sum(PARAMETERS.values()), "one momentum buffer"
+    by_seed = bench_here("run", *chosen, "--workload", "micro", "--seed", 1)
+    assert by_seed.out.count("recorded already") == 1
+    planned = bench_here("plan", *chosen, "--workload", "micro", "--seeds", 3, "--format", "json")
+    states = [(row["algorithm"], row["seed"], row["state"]) for row in json.loads(planned.out)]
+    assert states == [("sgd", 0, "recorded"), ("sgd", 1, "recorded"), ("sgd", 2, "to do")]
+
+
+def test_a_setting_is_another_trial(bench_here):
+    identities = set()
+    for options in ([], ["--set", "adamw.lr=0.021"], ["--seed", "1"], ["--with", "blurs"], ["--protocol", "default"]):
+        answer = bench_here("plan", "--plugin", "adamw", "--workload", "micro", *options, "--format", "json")
+        identities.add(json.loads(answer.out)[0]["trial"])
+    assert len(identities) == 5
+    same = bench_here("plan", "--plugin", "adamw", "--workload", "micro", "--set", "lr=0.02", "--format", "json")
+    assert json.loads(same.out)[0]["trial"] in identities, "a value that is set anyway is no other trial"
+
+
+def test_a_qualified_setting_goes_to_its_own_plugin(bench_here):
+    common = ("plan", "--plugin", "adamw,sgd", "--workload", "micro", "--format", "json")
+    plain, changed = (
+        {row["algorithm"]: row["trial"] for row in json.loads(bench_here(*common, *options).out)}
+        for options in ([], ["--set", "sgd.lr=0.3"])
+    )
+    assert plain["adamw"] == changed["adamw"]
+    assert plain["sgd"] != changed["sgd"]

@@ -82,7 +82,7 @@ def test_rotary_turns_each_half_split_pair_by_the_published_angle():
             assert float(found[t, i + 4]) == pytest.approx(second * math.cos(angle) + first * math.sin(angle), abs=1e-5)
 
 
-def test_attention_is_the_causal_softmax_of_rotated_weightswritten_out():
+def test_attention_is_the_causal_softmax_of_rotated_scores_written_out():
     config = LlamaConfig(vocabulary_size=8, hidden=12, ffn=4, layers=1, heads=2)
     generator = torch.Generator().manual_seed(0)
     attention = Attention(config).double()
