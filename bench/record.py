@@ -193,6 +193,8 @@ def trial_row(trial: Trial, events: Sequence[Mapping[str, Any]]) -> dict[str, An
         if event["event"] == "started":
             attempts += 1
             row |= _OPEN
+            if not event["resumed"]:  # nothing of the attempt before counts
+                row |= dict.fromkeys(name for name, _ in COST)
             started_at = row["started_at"]
             row |= _known(event["facts"])
             row["started_at"] = started_at or event["facts"].get("started_at")
@@ -218,7 +220,7 @@ def curve_rows(trial: Trial, events: Sequence[Mapping[str, Any]]) -> list[dict[s
             "wall_s": event["cost"]["wall_s"],
             "quality": number(event["quality"]),
             "train_loss": number(event["train_loss"]),
-            "learning_rate": event["learning_rate"],
+            "learning_rate": number(event["learning_rate"]),
             "metrics": [(name, number(value)) for name, value in sorted(event["metrics"].items())],
         }
         for event in evaluations(events)
@@ -258,7 +260,7 @@ def _quality(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[
     target = row["target"]
     if target is None:
         return found
-    hit = next((i for i, value in enumerate(values) if sign * value <= sign * target), None)
+    hit = next((i for i, value in enumerate(values) if math.isfinite(value) and sign * value <= sign * target), None)
     if hit is None:
         return found
     found["steps_to_target"] = rows[hit]["step"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import sys
@@ -124,17 +125,19 @@ class Recorder:
         )
         self.hooks.bench_evaluated(trial=self.trial.model_dump(mode="json"), evaluation=event)
         self.outcome = self._judge(evaluation.step, quality)
-        if self.outcome is None and time.monotonic() - self.saved >= self.trial.checkpoint_every_s:
+        due = time.monotonic() - self.saved >= self.trial.checkpoint_every_s
+        if self.outcome is None and due and evaluation.step > 0:  # before the first step there is nothing to keep
             self._save(evaluation.step)
         return self.outcome is not None
 
     def _judge(self, step: int, quality: float) -> tuple[str, str] | None:
         tier = self.workload.tier
         sign = 1.0 if self.workload.direction == "min" else -1.0
-        if tier.target is not None and self.hit_step is None and sign * quality <= sign * tier.target.value:
+        finite = math.isfinite(quality)
+        if finite and tier.target is not None and self.hit_step is None and sign * quality <= sign * tier.target.value:
             self.hit_step = step
         ended = step >= tier.steps
-        if quality != quality or quality in {float("inf"), float("-inf")}:  # noqa: PLR0124 - NaN differs from itself
+        if not finite:
             return (
                 ("reached", "") if self.hit_step is not None else ("diverged", f"{self.workload.metric} is {quality}")
             )

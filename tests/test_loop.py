@@ -131,7 +131,7 @@ def test_a_closure_optimizer_calls_for_gradients_itself(micro):
     (loss,) = steps_of(micro, workload, parts, 1)
     assert calls == [True, True]
     batch = next(workload.batches(0, 0, micro.cpu))
-    assert loss == pytest.approx(float(workload.loss(before, batch)))
+    assert loss == pytest.approx(workload.loss(before, batch).item())
     workload.loss(before, batch).backward()
     with torch.no_grad():
         for parameter in before.parameters():
@@ -143,14 +143,28 @@ def test_a_closure_optimizer_calls_for_gradients_itself(micro):
         torch.testing.assert_close(end, parameter - 0.1 * start.grad)
 
 
-def test_torch_s_own_closure_optimizer_trains(micro):
-    def optimizer(self, named_parameters, run):
-        return torch.optim.LBFGS([p for _, p in named_parameters], lr=0.1, max_iter=4)
+def test_torch_s_own_closure_optimizer_takes_the_steps_of_a_plain_loop(micro):
+    def lbfgs(parameters):
+        return torch.optim.LBFGS(list(parameters), lr=0.1, max_iter=4)
 
+    algorithm = Kind(optimizer=lambda self, pairs, run: lbfgs(p for _, p in pairs), closure=True)
     workload = micro.workload()
-    parts = without_dropout(micro.parts(Kind(optimizer=optimizer, closure=True), workload=workload))
-    evaluations = micro.train(parts, workload)
-    assert evaluations[-1].metrics["loss"] < evaluations[0].metrics["loss"]
+    parts = without_dropout(micro.parts(algorithm, workload=workload))
+    model = copy.deepcopy(parts.model)
+    optimizer = lbfgs(model.parameters())
+
+    def closure():
+        optimizer.zero_grad()
+        loss = workload.loss(model, batch)
+        loss.backward()
+        return loss.detach()
+
+    batches = workload.batches(0, 0, micro.cpu)
+    for _ in range(5):
+        batch = next(batches)
+        optimizer.step(closure)
+    steps_of(micro, workload, parts, 5)
+    assert micro.equal(micro.weights(parts), model.state_dict())
 
 
 def test_a_closure_optimizer_whose_step_returns_no_loss_is_a_fault(micro):
@@ -181,7 +195,7 @@ def test_a_learner_replaces_backward_and_step(micro, value):
     evaluations = micro.train(parts, workload)
     assert len(seen) == 12
     assert seen[0][1] == 0.05
-    assert evaluations[-1].train_loss == pytest.approx(float(value))
+    assert evaluations[-1].train_loss == pytest.approx(torch.as_tensor(value).item())
     before["head.bias"] += 12
     assert micro.equal(micro.weights(parts), before)
 

@@ -12,6 +12,9 @@ import click
 @click.pass_context
 def command(ctx: click.Context, trial: Path) -> None:
     """Run the trial described by TRIAL, a trial.json in its folder of a results store."""
+    from bench import worker_environment
+
+    worker_environment.prepare()
     from bench.worker import work
 
     row = work(trial)

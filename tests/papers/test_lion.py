@@ -71,9 +71,9 @@ def test_equal_betas_give_the_sign_of_an_exponential_average(stream, start, driv
 
 
 def test_interpolation_uses_beta1_and_momentum_beta2(start, drive):
-    # After G = 1 the momentum is 1 - β₂ = 0.1; with G = -0.2 the direction is sign(0.5*0.1 - 0.5*0.2) < 0 so W rises,
-    # while swapped or shared betas would give sign(0.9*0.5 - 0.1*0.2) > 0.
-    path = drive(lion(lr=1.0, betas=(0.5, 0.9)), torch.zeros(1, 1), [torch.ones(1, 1), torch.full((1, 1), -0.2)])
+    # After G = 1 the momentum is 1 - β₂ = 0.1; with G = -0.14 the direction is sign(0.5*0.1 - 0.5*0.14) < 0 so W rises.
+    # Any β₁ and β₂ in each other's place makes it positive: 0.9*0.1 - 0.5*0.14, 0.5*0.1 - 0.1*0.14, 0.5*0.5 - 0.5*0.14.
+    path = drive(lion(lr=1.0, betas=(0.5, 0.9)), torch.zeros(1, 1), [torch.ones(1, 1), torch.full((1, 1), -0.14)])
     assert [float(weights) for weights in path] == [-1.0, 0.0]
 
 
