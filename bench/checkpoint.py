@@ -52,6 +52,13 @@ def load(path: Path, parts: Parts, device: torch.device) -> dict[str, Any]:
     return progress
 
 
+def seed_random_state(seed: int) -> None:
+    """Seed every global random generator."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - as below
+    random.seed(seed)
+
+
 def random_state() -> dict[str, Any]:
     """Return the state of every global random generator, in types that a safe loader accepts."""
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - a plugin may use the global generator

@@ -278,7 +278,7 @@ def _run_of(trial: Trial, workload: Workload, device: torch.device) -> Run:
 
 
 def _build(algorithms: Sequence[Algorithm], workload: Workload, run: Run, clock: Clock | None = None) -> Parts:
-    torch.manual_seed(derive_seed(run.seed, "global"))
+    checkpoint.seed_random_state(derive_seed(run.seed, "global"))
     model: nn.Module = workload.model(run.seed, run.device)
     if run.precision == "bf16":
         model = model.to(torch.bfloat16)

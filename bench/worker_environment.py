@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 DIE_WITH_PARENT = "BENCH_DIE_WITH_PARENT"
-"""Set by an executor whose workers must not outlive it."""
+"""Set by an executor whose workers must not outlive it, to the number of its process."""
 
 
 def prepare() -> None:

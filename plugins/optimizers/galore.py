@@ -201,7 +201,6 @@ class GaLoreAdamW(BaseOptimizer):
             self.param_groups.pop()
             raise
 
-    # -- one step --------------------------------------------------------------------------------------------------
     def _update(self, group: Group, parameters: list[Tensor]) -> None:
         projected = group["rank"] is not None
         buckets = bucketed(
