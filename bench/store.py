@@ -50,7 +50,8 @@ class Store:
                 f"there are no results in {str(self.root)!r}",
                 hint="run something first (bench run ...), or name another folder: --results DIR",
             )
-        if self.root.exists() and any(self.root.iterdir()):
+        others = self.root.exists() and any(not path.name.startswith(f".{MARKER}.") for path in self.root.iterdir())
+        if others and not (self.root / MARKER).exists():  # another process may have made the same store meanwhile
             raise BadStore(
                 f"the folder {str(self.root)!r} is not empty and not a results folder of bench (no {MARKER})",
                 hint="name an empty or a new folder: --results DIR",
@@ -132,17 +133,20 @@ class Store:
             try:
                 part = pq.read_table(path)
             except (OSError, pa.ArrowException) as error:
-                raise BadStore(f"{path} cannot be read: {error}", hint="rebuild it with: bench repair") from None
-            self._check_part(path, part)
+                raise BadStore(f"{path} cannot be read: {error}", hint="give its bench run command again: the log is read anew") from None
+            self._check_part(path, part, schema)
             parts.append(part.select(schema.names).cast(schema))
         return pa.concat_tables(parts) if parts else schema.empty_table()
 
-    def _check_part(self, path: Path, part: pa.Table) -> None:
+    def _check_part(self, path: Path, part: pa.Table, schema: pa.Schema) -> None:
         found = (part.schema.metadata or {}).get(b"bench_schema_version")
         if found is None:
             raise BadStore(f"{path} is not a table of bench", hint="move it out of the results folder")
         if int(found) > record.SCHEMA_VERSION:
             raise BadStore(f"{path} has schema version {int(found)}; this bench reads up to {record.SCHEMA_VERSION}")
+        lacking = [name for name in schema.names if name not in part.schema.names]
+        if lacking:
+            raise BadStore(f"{path} lacks the columns {', '.join(lacking)}", hint="give its bench run command again")
 
     def trials(self) -> pd.DataFrame:
         """Return ``trials`` as a pandas frame."""
