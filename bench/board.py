@@ -68,12 +68,13 @@ def with_board_columns(trials: pd.DataFrame) -> pd.DataFrame:
 
 def _board(shared: dict[str, Any], trials: pd.DataFrame, by: Measure) -> Board:
     notes = []
-    if by == "time" and not trials["device_listed"].fillna(value=False).all():
+    # A trial that failed before it started knows neither device nor metric.
+    if by == "time" and not trials["device_listed"].dropna().all():
         notes.append(f"{shared['device_class']} is not a listed device class: ordered by steps, not by time")
         by = "steps"
     rows = pd.DataFrame([_row(dict(zip(ROW, key, strict=True)), cell) for key, cell in trials.groupby(ROW, sort=True)])
     rows.insert(1, "setting", _settings(rows))
-    rows = rows.iloc[_order(rows, by, minimise=trials["metric_direction"].iloc[0] == "min")].reset_index(drop=True)
+    rows = rows.iloc[_order(rows, by, minimise=_only(trials["metric_direction"]) != "max")].reset_index(drop=True)
     rules = protocols().get(shared["protocol"])
     enough = (
         rows["seeds"] >= rules.seeds if rules is not None and rules.ranked else pd.Series(data=False, index=rows.index)
@@ -108,6 +109,7 @@ def _row(setting: dict[str, Any], cell: pd.DataFrame) -> dict[str, Any]:
     outcomes = cell["outcome"].value_counts().sort_index()
     cell = cell[cell["outcome"].isin(MEASURED)]  # a failure is told, and is no measurement
     hits = cell[cell["outcome"] == "reached"]
+    nvml = bool(cell["nvml_peak_bytes"].notna().any())
     return {
         "algorithm": setting["algorithm"],
         "hyperparameters": setting["hyperparameters"],
@@ -116,13 +118,13 @@ def _row(setting: dict[str, Any], cell: pd.DataFrame) -> dict[str, Any]:
         "steps_to_target": _geometric_mean(hits["steps_to_target_interpolated"]),
         "steps_cv": _cv(hits["steps_to_target_interpolated"]),
         "time_to_target_s": _geometric_mean(hits["time_to_target_interpolated_s"]),
-        "quality": cell["quality"].mean(),
-        "quality_sd": cell["quality"].std() if len(cell) > 1 else np.nan,
-        "memory_bytes": cell["nvml_peak_bytes"].fillna(cell["rss_peak_bytes"]).median(),
-        "memory_source": "nvml" if cell["nvml_peak_bytes"].notna().all() else "rss",
+        "quality": cell["quality"].mean(skipna=False),  # a seed that diverged to NaN counts
+        "quality_sd": cell["quality"].std(skipna=False) if len(cell) > 1 else np.nan,
+        "memory_bytes": cell["nvml_peak_bytes" if nvml else "rss_peak_bytes"].median(),
+        "memory_source": "nvml" if nvml else "rss",
         "optimizer_state_bytes": cell["optimizer_state_bytes"].median(),
         "energy_j": cell["energy_j"].mean(),
-        "contended": bool(cell["contended"].fillna(value=False).any()),
+        "contended": bool(cell["contended"].eq(other=True).any()),
         "outcomes": ", ".join(f"{count} {name}" for name, count in outcomes.items()),
     }
 
@@ -136,9 +138,11 @@ def _order(rows: pd.DataFrame, by: Measure, *, minimise: bool) -> list[int]:
         "energy": rows["energy_j"],
         "quality": quality,
     }[by]
+    failed = rows["seeds"] == 0
     missed = rows["hits"] < rows["seeds"] if by in {"time", "steps"} else pd.Series(data=False, index=rows.index)
     keys = pd.DataFrame(
         {
+            "failed": failed,
             "missed": missed,
             "value": column,
             "steps": rows["steps_to_target"],

@@ -37,24 +37,27 @@ def render(rows: Sequence[Mapping[str, Any]], form: str, *, width: int, fold: Se
 
     cells = [{key: _cell(value) for key, value in row.items()} for row in rows]
     if form == "md":
-        return tabulate(cells, headers="keys", tablefmt="github", disable_numparse=True)
-    limits: dict[str, int] = {}
-    spare = _spare(cells, width)
-    for key in fold:
-        longest = max(len(row[key]) for row in cells)
-        if spare < 0 and longest > NARROWEST:
-            limits[key] = max(NARROWEST, longest + spare)
-            spare += longest - limits[key]
-    if spare < 0:
+        escaped = [{key: " ".join(text.replace("|", r"\|").splitlines()) for key, text in row.items()} for row in cells]
+        return tabulate(escaped, headers="keys", tablefmt="github", disable_numparse=True)
+    limits = _limits(cells, width, fold)
+    if limits is None:
         return "\n\n".join(_block(row) for row in cells)
     widths = [limits.get(key) for key in cells[0]]
     return tabulate(cells, headers="keys", tablefmt="simple", disable_numparse=True, maxcolwidths=widths)
 
 
-def _spare(cells: Sequence[Mapping[str, str]], width: int) -> int:
-    """Return how many columns of the terminal a plain table would leave free (negative: it is too wide)."""
-    widths = [max(len(key), *(len(row[key]) for row in cells)) for key in cells[0]]
-    return width - sum(widths) - 2 * (len(widths) - 1)
+def _limits(cells: Sequence[Mapping[str, str]], width: int, fold: Sequence[str]) -> dict[str, int] | None:
+    """Return to how many characters which columns are folded, so that the table fits; ``None``: it cannot."""
+    heads = {key: len(key) + 2 for key in cells[0]}  # tabulate leaves at least two columns beside a heading
+    widths = {key: max(heads[key], *(len(row[key]) for row in cells)) for key in cells[0]}
+    spare = width - sum(widths.values()) - 2 * (len(widths) - 1)
+    limits: dict[str, int] = {}
+    for key in fold:
+        limit = max(NARROWEST, heads[key], widths[key] + spare)
+        if spare < 0 and limit < widths[key]:
+            limits[key] = limit
+            spare += widths[key] - limit
+    return limits if spare >= 0 else None
 
 
 def _block(row: Mapping[str, str]) -> str:

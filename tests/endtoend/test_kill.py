@@ -27,7 +27,7 @@ CLOCK |= {"wall_s", "cpu_s", "time_to_target_s", "time_to_target_interpolated_s"
 MEMORY = {"rss_peak_bytes"}
 CALIBRATION = {"calibration_matmul_s", "calibration_copy_s", "calibration_matmul_spread", "calibration_copy_spread"}
 CALIBRATION |= {"calibration_readings", "contended"}
-PROVENANCE = {"attempts", "started_at", "finished_at", "command_line"}
+PROVENANCE = {"attempts", "started_at", "finished_at", "command_line", "git_sha", "git_dirty"}
 VARYING = CLOCK | MEMORY | CALIBRATION | PROVENANCE
 """The columns of ``trials`` in which a run that was killed may differ from one that was not; no others."""
 
@@ -112,8 +112,10 @@ def test_kill_after_the_end_loses_nothing(bench_here, undisturbed):
     same(Path("results"), undisturbed)
 
 
-def test_every_way_to_end_a_command_is_recorded_and_the_same_command_goes_on(bench, eventually, tmp_path, undisturbed):
-    """kill -9 of the parent, a termination signal to the worker, Ctrl-C, kill -9 of both: one after the other."""
+def test_every_way_to_end_a_command_is_recorded_and_the_same_command_goes_on(
+    bench, bench_here, eventually, tmp_path, undisturbed
+):
+    """One after the other: kill -9 of the parent, termination of the worker, Ctrl-C, kill -9 of both; then `resume`."""
     results, sign = tmp_path / "results", tmp_path / "sign"
 
     def begin(moment: str) -> tuple[subprocess.Popen[str], int]:
@@ -153,11 +155,16 @@ def test_every_way_to_end_a_command_is_recorded_and_the_same_command_goes_on(ben
     parent.kill()
     eventually(lambda: not running(worker))
 
-    done = bench(*COMMAND, program=EAGER)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "goes on from step 36" in done.stdout
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    os.chdir(elsewhere)
+    answer = bench_here("resume", "--results", results)
+    assert (answer.code, answer.out) == (0, "wanders on micro tiny, seed 0 ... reached\n")
+    assert [event["step"] for event in read_events(trial_folder(results)) if event["event"] == "started"][-1] == 36
     same(results, undisturbed)
     assert pd.read_parquet(results / "trials").attempts.tolist() == [5]
+    again = bench_here("resume", "--results", results)
+    assert (again.code, again.out) == (0, "nothing to go on with: every trial has its outcome\n")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
@@ -198,17 +205,3 @@ def test_a_trial_that_another_process_runs_is_left_alone(bench_here, planned):
             assert f"Error: another process runs the trial {trial.trial_id} now" in answer.err
             assert "Traceback" not in answer.out + answer.err
             assert (folder / "events.jsonl").read_text() == '{"event": "evaluated", "st', "the other one writes it"
-
-
-def test_resume_goes_on_with_what_was_interrupted(bench_here, tmp_path):
-    answer = bench_here(
-        "run", "--plugin", "adamw", "--workload", "micro", environment={"BENCH_MICRO_ORDER": "kill batch 1"}
-    )
-    assert answer.code == 1
-    other = tmp_path / "elsewhere"
-    other.mkdir()
-    os.chdir(other)
-    answer = bench_here("resume", "--results", tmp_path / "results")
-    assert (answer.code, answer.out) == (0, "adamw on micro tiny, seed 0 ... reached\n")
-    again = bench_here("resume", "--results", tmp_path / "results")
-    assert (again.code, again.out) == (0, "nothing to go on with: every trial has its outcome\n")
