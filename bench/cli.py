@@ -74,9 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         code = cli.main(arguments, prog_name="bench", standalone_mode=False)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of a pipe went away; Python would complain once more at its end
-        return EXIT_DONE
+    except SystemExit as error:
+        if error.code != 1:
+            raise
+        return EXIT_DONE  # so click and rich end, and nothing else does, when the reader of a pipe went away
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last resort: a message, not a traceback
         if "--debug" in arguments:
             traceback.print_exc()

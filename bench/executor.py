@@ -54,7 +54,7 @@ def run_trial(trial: Trial, store: Store, on_event: OnEvent = lambda _: None) ->
                 reason = f"no end {GRACE_S:g} s after the timeout of {trial.timeout_s:g} s; killed"
                 process.kill()
             time.sleep(POLL_S)
-    except KeyboardInterrupt:
+    except BaseException:  # Ctrl-C above all; but nothing that ends this process may leave the worker behind
         _stop(process)
         store.finalise(trial)
         raise

@@ -14,7 +14,7 @@ import torch
 
 from bench.algorithm import Algorithm
 from bench.assembly import assemble
-from bench.errors import SlotFault
+from bench.errors import BenchError, SlotFault
 from bench.probes import optimizer_state_bytes
 from bench.run import Run
 from bench.workload import Precision, Workload
@@ -64,10 +64,12 @@ def estimate(algorithms: Sequence[Algorithm], workload: Workload, precision: Pre
             parts.optimizer.step(lambda: 0.0)
         else:
             parts.optimizer.step()
-    except (NotImplementedError, RuntimeError) as error:
+    except BenchError:
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
         raise SlotFault(
-            f"{algorithms[0].name!r} cannot be estimated without data: {type(error).__name__}: "
-            f"{str(error).splitlines()[0]}",
+            f"{algorithms[0].name!r} cannot be estimated without data: {type(error).__name__}: {reason}",
             hint="its step must run on the meta device: no .item(), no branch on a tensor's value",
         ) from error
     parameters = list(parts.model.parameters())

@@ -133,7 +133,9 @@ class Store:
             try:
                 part = pq.read_table(path)
             except (OSError, pa.ArrowException) as error:
-                raise BadStore(f"{path} cannot be read: {error}", hint="give its bench run command again: the log is read anew") from None
+                raise BadStore(
+                    f"{path} cannot be read: {error}", hint="give its bench run command again: the log is read anew"
+                ) from None
             self._check_part(path, part, schema)
             parts.append(part.select(schema.names).cast(schema))
         return pa.concat_tables(parts) if parts else schema.empty_table()
