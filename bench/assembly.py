@@ -19,7 +19,10 @@ from bench.workload import Workload
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What the slots returned, ready for the loop; ``base_rates`` are the groups' learning rates before scheduling."""
+    """What the slots returned, ready for the loop.
+
+    ``base_rates`` are the groups' learning rates before scheduling; ``owners`` names the algorithm behind each slot.
+    """
 
     run: Run
     model: nn.Module
@@ -32,6 +35,11 @@ class Parts:
     finish: Callable[[nn.Module], nn.Module] | None
     closure: bool
     generators: Mapping[str, Mapping[str, torch.Generator]]
+    owners: Mapping[str, str]
+
+    def call(self, slot: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call what ``slot`` returned; whatever it raises becomes a fault that names algorithm and slot."""
+        return _guarded(self.owners.get(slot, "default"), slot, function, *arguments)
 
     def stateful(self) -> dict[str, Any]:
         """Return those parts, besides model and optimizer, that carry a state of their own."""
@@ -107,17 +115,29 @@ def assemble(algorithms: Sequence[Algorithm], workload: Workload, run: Run, mode
         finish=(lambda trained: _call(finisher, "finish", nn.Module, trained, own(finisher))) if finisher else None,
         closure=filled["optimizer"].closure,
         generators=generators,
+        owners={slot: algorithm.name for slot, algorithm in filled.items()},
     )
+
+
+def _guarded(owner: str, slot: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, BenchError) or is_out_of_memory(error):
+            raise
+        raise SlotFault(f"{owner}.{slot} raised {type(error).__name__}: {error}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether ``error`` says that memory is used up; torch's CPU allocator has no type of its own for that."""
+    if isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error):
+        return True
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
 def _call(algorithm: Algorithm, slot: str, kind: type | None, *arguments: Any) -> Any:
     """Call one slot; whatever it raises or wrongly returns becomes a fault that names algorithm and slot."""
-    try:
-        result = getattr(algorithm, slot)(*arguments)
-    except (BenchError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except (Exception, SystemExit) as error:
-        raise SlotFault(f"{algorithm.name}.{slot} raised {type(error).__name__}: {error}") from error
+    result = _guarded(algorithm.name, slot, getattr(algorithm, slot), *arguments)
     right = callable(result) if kind is None else isinstance(result, kind)
     if not right:
         wanted = "something callable" if kind is None else f"a {kind.__module__}.{kind.__name__}"

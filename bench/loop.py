@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,21 +71,22 @@ def take_step(parts: Parts, workload: Workload, clock: Clock, batches: Iterator[
     clock.enter("data")
     batch = next(batches)
     if parts.select is not None:
-        batch = parts.select(batch, parts.model)
+        batch = parts.call("selector", parts.select, batch, parts.model)
+        if not isinstance(batch, Mapping):
+            raise SlotFault(f"{parts.owners['selector']}.selector returned {type(batch).__name__}, which is no batch")
     clock.enter("step")
     if parts.freeze is not None:
-        parts.freeze(step)
-    factor = parts.schedule(step)
+        parts.call("freezer", parts.freeze, step)
+    factor = parts.call("schedule", lambda: float(parts.schedule(step)))
     for group, rate in zip(parts.optimizer.param_groups, parts.base_rates, strict=True):
         group["lr"] = rate * factor
     if parts.learn is not None:
-        return _scalar(parts.learn(batch), "learner")
+        return _scalar(parts, "learner", parts.call("learner", parts.learn, batch))
     gradient = _closure(parts, workload, clock, batch)
     if parts.closure:
-        step_with: Any = parts.optimizer.step  # torch types a closure's loss as float; ours stays on the device
-        return _scalar(step_with(gradient), "optimizer.step(closure)")
+        return _scalar(parts, "optimizer", parts.call("optimizer", parts.optimizer.step, gradient))
     loss = gradient()
-    parts.optimizer.step()
+    parts.call("optimizer", parts.optimizer.step)
     return loss
 
 
@@ -148,12 +149,16 @@ def _switch(optimizer: Any, mode: str) -> None:
         switch()
 
 
-def _scalar(value: Any, source: str) -> Tensor:
+def _scalar(parts: Parts, slot: str, value: Any) -> Tensor:
+    """Return as a tensor the loss that a learner, or a step with a closure, must return."""
     if isinstance(value, Tensor) and value.numel() == 1:
         return value.detach().reshape(())
     if isinstance(value, (int, float)):
         return torch.tensor(float(value))
-    raise SlotFault(f"{source} returned {type(value).__name__}; it must return the loss, a number or a scalar tensor")
+    raise SlotFault(
+        f"{parts.owners[slot]}.{slot}: its step returned {type(value).__name__}; "
+        "it must return the loss, a number or a scalar tensor"
+    )
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:

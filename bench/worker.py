@@ -21,7 +21,7 @@ from torch import nn
 
 from bench import checkpoint, loop, provenance
 from bench.algorithm import Algorithm
-from bench.assembly import Parts, assemble, check_fit
+from bench.assembly import Parts, assemble, check_fit, is_out_of_memory
 from bench.calibration import Calibration, pin_threads
 from bench.clock import Clock
 from bench.devices import detect
@@ -67,13 +67,11 @@ def _guarded(trial: Trial, folder: Path, log: EventLog) -> tuple[str, str, dict[
         try:
             session = Session.open(trial, folder, log, nvml)
             outcome, reason = session.train()
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            outcome, reason = "out_of_memory", _one_line(error)
         except KeyboardInterrupt:
             outcome, reason = "interrupted", "Ctrl-C or a termination signal"
-        except Exception as error:  # noqa: BLE001 - every failure is an outcome of the record
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - every failure is an outcome of the record
             traceback.print_exc()
-            outcome, reason = "error", _one_line(error)
+            outcome, reason = "out_of_memory" if is_out_of_memory(error) else "error", _one_line(error)
         cost = session.recorder.cost() if session is not None else {}
         (folder / "checkpoint.pt").unlink(missing_ok=True) if outcome != "interrupted" else None
         return outcome, reason, cost | vars_of(nvml.finish())

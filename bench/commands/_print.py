@@ -52,7 +52,7 @@ def _limits(cells: Sequence[Mapping[str, str]], width: int, fold: Sequence[str])
     widths = {key: max(heads[key], *(len(row[key]) for row in cells)) for key in cells[0]}
     spare = width - sum(widths.values()) - 2 * (len(widths) - 1)
     limits: dict[str, int] = {}
-    for key in fold:
+    for key in filter(widths.__contains__, fold):
         limit = max(NARROWEST, heads[key], widths[key] + spare)
         if spare < 0 and limit < widths[key]:
             limits[key] = limit

@@ -25,7 +25,10 @@ def command(what: str, track: str | None, form: str) -> None:
         show_table(_devices(), form, fold=["description"])
     else:
         registry = Registry()
-        show_table(_plugins(registry, track) if what == "plugins" else _workloads(registry), form, fold=["summary"])
+        rows = _plugins(registry, track) if what == "plugins" else _workloads(registry)
+        if form == "table" and len({row["package"] for row in rows}) == 1:
+            rows = [{key: value for key, value in row.items() if key != "package"} for row in rows]
+        show_table(rows, form, fold=["paper", "summary"])
         for broken in registry.broken:
             click.echo(f"broken: {broken.name} (package {broken.package}): {broken.reason}", err=True)
 

@@ -43,7 +43,7 @@ def bench_algorithms() -> list[Entry]:
             name="muon",
             target=f"{home}.muon:Muon",
             track=track,
-            paper="Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024",
+            paper="Jordan et al., 2024",
             summary="orthogonalised momentum for hidden matrices, AdamW for the rest",
         ),
     ]
