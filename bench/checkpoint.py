@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from bench.assembly import Parts
+from bench.errors import BadStore
 
 
 def save(path: Path, parts: Parts, progress: Mapping[str, Any]) -> None:
@@ -33,8 +35,14 @@ def save(path: Path, parts: Parts, progress: Mapping[str, Any]) -> None:
 
 
 def load(path: Path, parts: Parts, device: torch.device) -> dict[str, Any]:
-    """Put the state of a checkpoint into freshly assembled ``parts``; return the caller's ``progress``."""
-    content = torch.load(path, map_location=device, weights_only=True)
+    """Put the state of a checkpoint into freshly assembled ``parts``; return the caller's ``progress``.
+
+    One that cannot be read raises :class:`~bench.errors.BadStore`.
+    """
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise BadStore(f"the checkpoint of this trial cannot be read: {type(error).__name__}") from error
     parts.model.load_state_dict(content["model"])
     trainable = set(content["trainable"])
     for name, parameter in parts.model.named_parameters():

@@ -6,9 +6,12 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from typing import TYPE_CHECKING
 
-from bench import trial
 from bench.errors import UnknownName
+
+if TYPE_CHECKING:
+    from bench import trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,8 @@ class Protocol:
 
     def stamp(self) -> trial.Protocol:
         """Return what a trial's identity keeps of the protocol: name, version and the hash of its rules."""
+        from bench import trial  # imported late: listings do not need it
+
         return trial.Protocol(name=self.name, version=self.version, sha256=trial.digest(vars(self)))
 
 

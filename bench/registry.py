@@ -94,7 +94,7 @@ class Registry:
         """Import the class of the algorithm ``name``."""
         self._refuse_broken(name)
         entry = _get("plugin", name, self.algorithms)
-        cls = _import_target(entry.target)
+        cls = _import_target(f"plugin {name!r}", entry.target)
         if not (isinstance(cls, type) and issubclass(cls, Algorithm)):
             raise BrokenPlugin(f"plugin {name!r}: {entry.target} is {cls!r}; it must be a subclass of bench.Algorithm")
         if cls.name != name:
@@ -115,7 +115,7 @@ class Registry:
 
         self._refuse_broken(name)
         entry = _get("workload", name, self.workloads)
-        cls = _import_target(entry.target)
+        cls = _import_target(f"workload {name!r}", entry.target)
         if not (isinstance(cls, type) and issubclass(cls, Workload)):
             raise BrokenPlugin(f"workload {name!r}: {entry.target} is {cls!r}; it must be a subclass of bench.Workload")
         if cls.name != name or tuple(cls.tiers) != entry.tiers:
@@ -167,13 +167,13 @@ def _find_target(target: str) -> None:
         raise BadValue(f"target {target!r}: there is no module {module!r}")
 
 
-def _import_target(target: str) -> Any:
+def _import_target(what: str, target: str) -> Any:
     module, _, attribute = target.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:
         raise BrokenPlugin(
-            f"{target} cannot be imported: {_reason(error)}", hint="see its traceback with --debug"
+            f"{what}: {target} cannot be imported: {_reason(error)}", hint="see its traceback with --debug"
         ) from error
 
 

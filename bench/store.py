@@ -81,10 +81,13 @@ class Store:
         What is no part of the identity, such as the place of the data, is as this command has it.
         """
         folder = self.root / "runs" / trial.trial_id
-        folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f"trial.json.{os.getpid()}"
-        trial.write(temporary)
-        temporary.replace(folder / "trial.json")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            trial.write(temporary)
+            temporary.replace(folder / "trial.json")
+        except OSError as error:
+            raise BadStore(f"cannot write {folder}: {error.strerror}", hint="name another: --results DIR") from None
         return folder
 
     def finished(self, trial: Trial) -> dict[str, Any] | None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
 import os
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,8 @@ from bench.clock import Clock
 from bench.devices import detect
 from bench.errors import BadData, BenchError, BrokenPlugin, TrialBusy
 from bench.plan import build_part, open_workload
-from bench.probes import AllocatorPeaks, EnergyMeter, NvmlProbe, optimizer_state_bytes, rss_peak_bytes
+from bench.probes import AllocatorPeaks, NvmlProbe
+from bench.recorder import Recorder, vars_of
 from bench.registry import Registry
 from bench.run import Run, derive_seed
 from bench.store import EventLog, Store
@@ -50,22 +49,22 @@ def work(path: Path) -> dict[str, Any]:
     lock = FileLock(folder / "lock", timeout=0)
     try:
         with lock:
-            log = EventLog(folder)
-            outcome, reason, cost = _guarded(trial, folder, log)
+            log, registry = EventLog(folder), Registry()
+            outcome, reason, cost = _guarded(trial, folder, log, registry)
             log.write("finished", outcome=outcome, reason=reason, at=provenance.now(), cost=cost)
             row = store.finalise(trial)
-            Registry().hooks.hook.bench_finished(trial=trial.model_dump(mode="json"), record=row)
+            registry.hooks.hook.bench_finished(trial=trial.model_dump(mode="json"), record=row)
             return row
     except Timeout:
         raise TrialBusy(f"another process runs the trial {trial.trial_id} now", hint="wait for it") from None
 
 
-def _guarded(trial: Trial, folder: Path, log: EventLog) -> tuple[str, str, dict[str, Any]]:
+def _guarded(trial: Trial, folder: Path, log: EventLog, registry: Registry) -> tuple[str, str, dict[str, Any]]:
     """Run the trial; return outcome, reason and final costs, whatever happens."""
     with NvmlProbe.start(trial.device) as nvml:
         session: Session | None = None
         try:
-            session = Session.open(trial, folder, log, nvml)
+            session = Session.open(trial, folder, log, registry, nvml)
             outcome, reason = session.train()
         except KeyboardInterrupt:
             outcome, reason = "interrupted", "Ctrl-C or a termination signal"
@@ -73,120 +72,15 @@ def _guarded(trial: Trial, folder: Path, log: EventLog) -> tuple[str, str, dict[
             traceback.print_exc()
             outcome, reason = "out_of_memory" if is_out_of_memory(error) else "error", _one_line(error)
         cost = session.recorder.cost() if session is not None else {}
-        (folder / "checkpoint.pt").unlink(missing_ok=True) if outcome != "interrupted" else None
+        if outcome != "interrupted":
+            (folder / "checkpoint.pt").unlink(missing_ok=True)
         return outcome, reason, cost | vars_of(nvml.finish())
-
-
-def vars_of(reading: Any) -> dict[str, Any]:
-    """Return the fields of a reading as record columns."""
-    return {name: getattr(reading, name) for name in reading.__dataclass_fields__}
 
 
 def _one_line(error: BaseException) -> str:
     text = str(error.message if isinstance(error, BenchError) else error)
     lines = text.strip().splitlines() or [""]
     return lines[0] if isinstance(error, BenchError) else f"{type(error).__name__}: {lines[0]}".rstrip(": ")
-
-
-@dataclass
-class Recorder:
-    """Turns evaluations into events, decides when to stop, and writes checkpoints."""
-
-    trial: Trial
-    workload: Workload
-    log: EventLog
-    clock: Clock
-    calibration: Calibration
-    allocator: AllocatorPeaks
-    energy: EnergyMeter
-    checkpoint_path: Path
-    hooks: Any
-    parts: Parts | None = None
-    started: float = field(default_factory=time.monotonic)
-    wall_before_s: float = 0.0
-    saved: float = field(default_factory=time.monotonic)
-    hit_step: int | None = None
-    outcome: tuple[str, str] | None = None
-
-    def observe(self, evaluation: loop.Evaluation) -> bool:
-        """Log one evaluation; return whether the trial ends here."""
-        self.calibration.measure()
-        quality = evaluation.metrics[self.workload.metric]
-        event = self.log.write(
-            "evaluated",
-            step=evaluation.step,
-            quality=quality,
-            metrics=evaluation.metrics,
-            train_loss=evaluation.train_loss,
-            learning_rate=evaluation.learning_rate,
-            cost=self.cost(),
-        )
-        self.hooks.bench_evaluated(trial=self.trial.model_dump(mode="json"), evaluation=event)
-        self.outcome = self._judge(evaluation.step, quality)
-        due = time.monotonic() - self.saved >= self.trial.checkpoint_every_s
-        if self.outcome is None and due and evaluation.step > 0:  # before the first step there is nothing to keep
-            self._save(evaluation.step)
-        return self.outcome is not None
-
-    def _judge(self, step: int, quality: float) -> tuple[str, str] | None:
-        tier = self.workload.tier
-        sign = 1.0 if self.workload.direction == "min" else -1.0
-        finite = math.isfinite(quality)
-        if finite and tier.target is not None and self.hit_step is None and sign * quality <= sign * tier.target.value:
-            self.hit_step = step
-        ended = step >= tier.steps
-        if not finite:
-            return (
-                ("reached", "") if self.hit_step is not None else ("diverged", f"{self.workload.metric} is {quality}")
-            )
-        if tier.budget_s is not None and self.clock.total_s > tier.budget_s:
-            ended = True
-        if self.hit_step is not None and tier.patience_steps is not None:
-            ended = ended or step >= self.hit_step + tier.patience_steps
-        if ended:
-            if self.hit_step is not None:
-                return "reached", ""
-            return ("missed", "") if tier.target is not None else ("completed", "this tier has no target yet")
-        if self.wall_s() > self.trial.timeout_s:
-            return "timeout", f"over {self.trial.timeout_s:g} s of wall-clock time"
-        return None
-
-    def wall_s(self) -> float:
-        """Seconds since the trial's first start, without the time between a kill and a resume."""
-        return self.wall_before_s + time.monotonic() - self.started
-
-    def cost(self) -> dict[str, Any]:
-        """Return the cost columns as they stand."""
-        cost: dict[str, Any] = {**self.clock.columns(), "wall_s": self.wall_s(), "rss_peak_bytes": rss_peak_bytes()}
-        cost |= self.calibration.columns() | vars_of(self.allocator.read())
-        if self.parts is not None:
-            cost |= {"optimizer_state_bytes": optimizer_state_bytes(self.parts.optimizer)}
-            cost |= loop.parameter_counts(self.parts.model)
-        return cost
-
-    def _save(self, step: int) -> None:
-        assert self.parts is not None
-        with self.clock.set_aside("checkpoint"):
-            progress = {
-                "step": step,
-                "hit_step": self.hit_step,
-                "wall_s": self.wall_s(),
-                "clock": self.clock.state_dict(),
-                "calibration": self.calibration.state_dict(),
-                "energy": self.energy.state_dict(),
-            }
-            checkpoint.save(self.checkpoint_path, self.parts, progress)
-        self.log.write("saved", step=step)
-        self.saved = time.monotonic()
-
-    def resume(self, progress: dict[str, Any]) -> int:
-        """Take over the state of a checkpoint; return the step to go on from."""
-        self.hit_step = progress["hit_step"]
-        self.wall_before_s = float(progress["wall_s"])
-        self.clock.load_state_dict(progress["clock"])
-        self.calibration.load_state_dict(progress["calibration"])
-        self.energy.load_state_dict(progress["energy"])
-        return int(progress["step"])
 
 
 @dataclass
@@ -199,10 +93,9 @@ class Session:
     start: int
 
     @classmethod
-    def open(cls, trial: Trial, folder: Path, log: EventLog, nvml: NvmlProbe) -> Session:
+    def open(cls, trial: Trial, folder: Path, log: EventLog, registry: Registry, nvml: NvmlProbe) -> Session:
         """Build model, data and slots; warm up; restore the checkpoint if there is one."""
         threads = pin_threads(trial.threads).threads if trial.threads is not None else torch.get_num_threads()
-        registry = Registry()
         algorithms = [_rebuild(registry, part) for part in (trial.algorithm, *trial.fillers)]
         workload = _reopen(registry, trial)
         check_fit(algorithms, workload)

@@ -1,5 +1,7 @@
 """What many tests share: one torch thread, the real registry, and a workload so small that a run takes milliseconds."""
 
+# Slots take their contract's arguments, used or not.
+# ruff: noqa: ARG002
 from __future__ import annotations
 
 import random

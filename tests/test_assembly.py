@@ -1,5 +1,7 @@
 """Filling the slots: order, exactly one call each, and what a slot may return."""
 
+# Slots take their contract's arguments, used or not.
+# ruff: noqa: ARG002, ARG005
 from __future__ import annotations
 
 import copy
@@ -307,7 +309,6 @@ def test_state_cannot_be_kept_on_the_algorithm_itself(micro):
 
         def optimizer(self, named_parameters, run):
             self.step = 0
-            return None
 
     with pytest.raises(SlotFault, match=r"hoarder\.optimizer raised FrozenInstanceError") as caught:
         micro.parts(Hoarder())

@@ -9,7 +9,11 @@ import pytest
 from bench import errors
 from bench.errors import BadValue, BenchError, UnknownName
 
-CLASSES = {name: value for name, value in vars(errors).items() if isinstance(value, type) and value.__module__ == "bench.errors"}
+CLASSES = {
+    name: value
+    for name, value in vars(errors).items()
+    if isinstance(value, type) and value.__module__ == "bench.errors"
+}
 
 
 def test_a_message_without_a_hint_is_all_that_is_printed():

@@ -1,20 +1,20 @@
-"""The training loop: what one step does, and that evaluating leaves no trace in the trajectory."""
+"""The training loop: what one step does with batch, schedule, gradients and slots."""
 
+# Slots take their contract's arguments, used or not.
+# ruff: noqa: ARG002, ARG005
 from __future__ import annotations
 
 import copy
-import random
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import numpy as np
 import pytest
 import torch
 
-from bench import Algorithm, hyper
+from bench import Algorithm
 from bench.clock import Clock
 from bench.errors import SlotFault
-from bench.loop import parameter_counts, split, take_step, train
+from bench.loop import parameter_counts, split, take_step
 from bench.run import derive_seed
 
 
@@ -77,7 +77,7 @@ def test_the_schedule_multiplies_the_base_rate_of_every_group(micro):
 
 
 def test_the_learning_rate_is_reported_as_the_last_step_used_it(micro):
-    parts = micro.parts(Kind(schedule=lambda self, run: lambda step: float(step)))
+    parts = micro.parts(Kind(schedule=lambda self, run: float))
     evaluations = micro.train(parts, micro.workload())
     assert [e.learning_rate for e in evaluations] == pytest.approx([0.0, 0.2, 0.5, 0.8, 1.1])
 
@@ -173,7 +173,7 @@ def test_a_closure_optimizer_whose_step_returns_no_loss_is_a_fault(micro):
             super().step(closure)
 
     parts = micro.parts(Kind(optimizer=lambda self, pairs, run: Silent([p for _, p in pairs], lr=0.1), closure=True))
-    with pytest.raises(SlotFault, match=r"optimizer\.step\(closure\) returned NoneType; it must return the loss"):
+    with pytest.raises(SlotFault, match=r"toy\.optimizer: its step returned NoneType; it must return the loss"):
         micro.train(parts, micro.workload())
 
 
@@ -203,7 +203,9 @@ def test_a_learner_replaces_backward_and_step(micro, value):
 @pytest.mark.parametrize("value", [None, "2.5", torch.ones(2)])
 def test_a_learner_that_returns_no_loss_is_a_fault(micro, value):
     parts = micro.parts(Kind(learner=lambda self, model, optimizer, loss, run: lambda batch: value))
-    with pytest.raises(SlotFault, match=f"learner returned {type(value).__name__}; it must return the loss"):
+    with pytest.raises(
+        SlotFault, match=rf"toy\.learner: its step returned {type(value).__name__}; it must return the loss"
+    ):
         micro.train(parts, micro.workload())
 
 
@@ -263,144 +265,59 @@ def test_a_selector_sees_batch_and_model_and_its_weights_count(micro):
     assert seen == ["Net"] * 4
 
 
-# -- evaluations -----------------------------------------------------------------------------------------------------
-def test_evaluations_come_at_zero_at_the_spacing_and_at_the_end(micro):
-    workload = micro.workload(steps=8)
-    evaluations = micro.train(micro.parts(workload=workload), workload)
-    assert [e.step for e in evaluations] == [0, 3, 6, 8]
-    assert evaluations[0].metrics["rows"] == 6.0
+# -- faults ----------------------------------------------------------------------------------------------------------
+def failing(error):
+    def fail(*_):
+        raise error
+
+    return fail
 
 
-def test_the_observer_can_stop_at_any_evaluation(micro):
-    workload = micro.workload()
-    for stop in (0, 3, 9):
-        parts = micro.parts(workload=workload)
-        assert [e.step for e in micro.train(parts, workload, stop_at=stop)] == list(range(0, stop + 1, 3))
-
-
-def test_going_on_from_a_step_evaluates_only_what_comes_after(micro):
-    workload = micro.workload()
-    parts = micro.parts(workload=workload)
-    micro.train(parts, workload, stop_at=6)
-    assert [e.step for e in micro.train(parts, workload, start=6)] == [9, 12]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Restless(Algorithm):
-    """Draws from every global generator and from its own in each step, and keeps one layer in evaluation mode."""
-
-    name = "restless"
-    scale: float = hyper(0.01, help="size of the noise")
-
-    def adapt(self, model, run):
-        model.dropout.eval()
-        return model
-
-    def freezer(self, model, run):
-        def disturb(step):
-            noise = torch.rand(3) + torch.rand(3, generator=run.rng("noise"))
-            with torch.no_grad():
-                model.head.bias.add_(noise, alpha=self.scale * (random.random() + np.random.rand()))  # noqa: NPY002
-
-        return disturb
-
-    def finish(self, model, run):
-        return copy.deepcopy(model)
-
-
-@pytest.mark.parametrize("algorithm", [(), (Restless(),)], ids=["plain", "restless"])
-def test_how_often_one_evaluates_changes_no_bit_of_the_weights(micro, algorithm):
-    found = []
-    for every in (1, 5, 12):
-        workload = micro.workload(evaluate_every=every)
-        random.seed(1)
-        np.random.seed(1)  # noqa: NPY002 - the global generator is the point
-        parts = micro.parts(*algorithm, workload=workload)
-        micro.train(parts, workload)
-        found.append(micro.weights(parts))
-    assert micro.equal(found[0], found[1])
-    assert micro.equal(found[0], found[2])
-
-
-def test_an_evaluation_restores_every_generator_and_the_mode_of_every_module(micro):
-    workload = micro.workload()
-    parts = micro.parts(workload=workload)
-    parts.model.norm.eval()
-    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
-    micro.train(parts, workload, stop_at=0)
-    after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
-    assert torch.equal(before[0], after[0])
-    assert before[1:] == after[1:]
-    assert [parts.model.training, parts.model.norm.training, parts.model.hidden.training] == [True, False, True]
-
-
-def test_finish_is_evaluated_and_training_goes_on_with_the_model_itself(micro):
-    def finish(self, model, run):
-        finished = copy.deepcopy(model)
-        with torch.no_grad():
-            finished.head.weight.zero_()
-            finished.head.bias.zero_()
-        return finished
-
-    workload = micro.workload()
-    parts = micro.parts(Kind(finish=finish), workload=workload)
-    evaluations = micro.train(parts, workload)
-    assert [e.metrics["loss"] for e in evaluations] == pytest.approx([float(np.log(3))] * 5)
-    plain = micro.parts(workload=workload)
-    micro.train(plain, workload)
-    assert micro.equal(micro.weights(parts), micro.weights(plain))
-
-
-class ScheduleFree(torch.optim.SGD):
-    """Keeps one point to train and another to evaluate, and says which is in place."""
-
-    log: ClassVar[list[str]] = []
-
-    def train(self):
-        self.log.append("train")
-
-    def eval(self):
-        self.log.append("eval")
+class Failing(torch.optim.SGD):
+    error: ClassVar[BaseException]
 
     def step(self, closure=None):
-        self.log.append("step")
-        return super().step(closure)
+        raise self.error
 
 
-def test_optimizers_with_two_modes_are_switched_around_every_evaluation(micro):
-    ScheduleFree.log.clear()
-    workload = micro.workload(steps=2, evaluate_every=1)
-    parts = micro.parts(
-        Kind(optimizer=lambda self, pairs, run: ScheduleFree([p for _, p in pairs], lr=0.1)), workload=workload
-    )
-    micro.train(parts, workload)
-    assert ScheduleFree.log == [*["eval", "train", "step"] * 2, "eval", "train"]
+@pytest.mark.parametrize("slot", ["freezer", "schedule", "selector", "learner", "optimizer"])
+@pytest.mark.parametrize("error", [RuntimeError("no luck"), SystemExit("no luck")])
+def test_whatever_a_slot_s_result_raises_is_a_fault_that_names_algorithm_and_slot(micro, slot, error):
+    failing_optimizer = type("Failing", (Failing,), {"error": error})
+
+    def fill(self, *arguments):
+        if slot == "optimizer":
+            return failing_optimizer([p for _, p in arguments[0]], lr=0.1)
+        return failing(error)
+
+    workload = micro.workload()
+    parts = micro.parts(Kind(**{slot: fill}), workload=workload)
+    with pytest.raises(SlotFault, match=rf"toy\.{slot} raised {type(error).__name__}: no luck") as caught:
+        steps_of(micro, workload, parts, 1)
+    assert caught.value.__cause__ is error
 
 
-def test_the_clock_runs_in_training_and_stands_still_in_evaluations(micro):
-    workload, clock, running = micro.workload(), Clock(micro.cpu), []
-    parts = micro.parts(workload=workload)
-    parts.model.register_forward_hook(lambda *_: running.append(clock.running))
-    train(parts, workload, clock, lambda evaluation: bool(running.append(clock.running)))
-    assert running == [False, False, *[True, True, True, False, False] * 4]
-    assert not clock.running
-    assert all(clock.seconds[name] > 0 for name in ("data", "gradient", "step", "finish"))
-    assert clock.aside["evaluation"] > 0
-    assert clock.seconds["setup"] == 0
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."),
+    ],
+)
+def test_lack_of_memory_is_not_called_a_fault(micro, error):
+    workload = micro.workload()
+    parts = micro.parts(Kind(freezer=lambda self, model, run: failing(error)), workload=workload)
+    with pytest.raises(type(error)) as caught:
+        steps_of(micro, workload, parts, 1)
+    assert caught.value is error
 
 
-def test_the_clock_stops_when_a_step_raises(micro):
-    def freezer(self, model, run):
-        def freeze(step):
-            if step == 4:
-                raise OSError("no luck")
-
-        return freeze
-
-    workload, clock = micro.workload(), Clock(micro.cpu)
-    with pytest.raises(OSError, match="no luck"):
-        train(micro.parts(Kind(freezer=freezer), workload=workload), workload, clock, lambda _: False)
-    assert not clock.running
+def test_a_selector_that_returns_no_batch_is_a_fault(micro):
+    workload = micro.workload()
+    parts = micro.parts(Kind(selector=lambda self, run: lambda batch, model: batch["x"]), workload=workload)
+    with pytest.raises(SlotFault, match=r"toy\.selector returned Tensor, which is no batch"):
+        steps_of(micro, workload, parts, 1)
 
 
 # -- precision -------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Estimates of memory: what the published sizes need, from tensors without storage."""
 
+# Slots take their contract's arguments, used or not.
+# ruff: noqa: ARG005
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -8,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench import Algorithm
+from bench import Algorithm, Role
 from bench.errors import SlotFault
 from bench.memory import PRECISIONS, estimate
 from bench.plan import Request, open_workload, stacks
@@ -145,12 +147,10 @@ def test_a_closure_optimizer_is_estimated_with_the_gradients_at_hand(micro):
 def test_adapters_are_part_of_the_model_that_is_counted(micro):
     def adapt(self, model, run):
         with torch.device("meta"):
-            model.extra = nn.Linear(5, 3, bias=False)
-        model.register_forward_hook(lambda module, inputs, output: output + module.extra(inputs[0]))
+            model.adapter = nn.Linear(5, 3, bias=False)
+        model.register_forward_hook(lambda module, inputs, output: output + module.adapter(inputs[0]))
         return model
 
-    from bench import Role
-
-    algorithm = toy(adapt=adapt, adapter_roles={r"extra\.weight": Role.ADAPTER})
+    algorithm = toy(adapt=adapt, adapter_roles={r"adapter\.weight": Role.ADAPTER})
     found = estimate([algorithm, micro.Plain()], micro.workload(), "fp32")
     assert found.parameters == 91 + 15

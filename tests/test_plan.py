@@ -126,7 +126,11 @@ def test_a_setting_of_the_reference_is_for_the_reference_under_test(registry):
         ({"settings": ["lr=-1"]}, BadValue, "galore: lr = '-1' (str) is not allowed"),
         ({"settings": ["rl=1"]}, UnknownName, "no hyperparameter of galore named 'rl'"),
         ({"settings": ["lion.lr=1"]}, UnknownName, "no plugin of this run named 'lion'"),
-        ({"plugins": ["galore", "lion"], "settings": ["lr=1"]}, BadValue, "does not say which of galore, lion it is for"),
+        (
+            {"plugins": ["galore", "lion"], "settings": ["lr=1"]},
+            BadValue,
+            "does not say which of galore, lion it is for",
+        ),
         ({"plugins": ["galor"]}, UnknownName, "no plugin named 'galor'"),
         ({"with_plugins": ["warmup-cosin"]}, UnknownName, "no plugin named 'warmup-cosin'"),
         ({"with_plugins": ["muon"]}, BadValue, "--with muon would do nothing: 'galore' fills optimizer itself"),

@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 from bench.commands._print import bytes_text, render, seconds_text, show_table
 
 ROWS = [
-    {"name": "galore", "track": "optimizer", "value": 1.5, "summary": "Adam on a low-rank projection of each gradient matrix"},
+    {
+        "name": "galore",
+        "track": "optimizer",
+        "value": 1.5,
+        "summary": "Adam on a low-rank projection of each gradient matrix",
+    },
     {"name": "lion", "track": "optimizer", "value": math.nan, "summary": "step by a sign"},
     {"name": "x", "track": "schedule", "value": None, "summary": ""},
 ]

@@ -130,7 +130,9 @@ def test_a_whole_log_fills_every_column_that_has_a_value():
     facts = {name: "text" for name, _ in record.PROVENANCE} | FACTS | {"cores": 2, "threads": 2, "git_dirty": False}
     cost = {name: 1.0 if kind == pa.float64() else 1 for name, kind in record.COST}
     cost |= {"nvml_source": "text", "allocator_source": "text", "energy_source": "text", "contended": False}
-    found = row(started(**facts | {"budget_s": 60.0}), evaluated(0, 2.0), evaluated(4, 0.5, **cost), finished("reached"))
+    found = row(
+        started(**facts | {"budget_s": 60.0}), evaluated(0, 2.0), evaluated(4, 0.5, **cost), finished("reached")
+    )
     assert set(found) == set(TRIALS.names)
     assert {name for name, value in found.items() if value is None} == set()
     table = pa.Table.from_pylist([found], schema=TRIALS)

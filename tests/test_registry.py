@@ -11,12 +11,12 @@ from bench import Algorithm, Registry, Workload
 from bench.errors import BadValue, BrokenPlugin, UnknownName
 
 HEADER = "from bench import Algorithm, Entry, WorkloadEntry, hookimpl, hyper\n"
-ENTRY = '''
+ENTRY = """
 @hookimpl
 def bench_algorithms():
     return [Entry(name="{name}", target="{target}", track="{track}", paper="none", summary="a stranger's")]
-'''
-CLASS = '''
+"""
+CLASS = """
 from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Signum(Algorithm):
 
     def optimizer(self, named_parameters, run):
         return None
-'''
+"""
 
 
 @pytest.fixture
@@ -153,7 +153,9 @@ def test_a_plugin_is_listed_whole_or_not_at_all(modules):
 def test_using_a_broken_plugin_says_why_and_what_to_do(modules):
     registry = listed(modules, "raise OSError('no driver')")
     for use in (registry.algorithm_class, registry.workload_class):
-        with pytest.raises(BrokenPlugin, match="'stranger' of the package 'stranger_light' is broken: OSError") as error:
+        with pytest.raises(
+            BrokenPlugin, match="'stranger' of the package 'stranger_light' is broken: OSError"
+        ) as error:
             use("stranger")
         assert "pip uninstall stranger_light" in error.value.hint
 

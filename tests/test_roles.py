@@ -10,7 +10,11 @@ from bench.roles import HIDDEN_MATRICES, Role, assign_roles
 from bench.run import adapted_roles
 
 NAMES = ["embedding.weight", "layers.0.q.weight", "layers.1.q.weight", "norm.weight"]
-PATTERNS = {r"embedding\.weight": Role.EMBEDDING, r"layers\.\d+\.q\.weight": Role.ATTENTION_Q, r"norm\.weight": Role.NORM}
+PATTERNS = {
+    r"embedding\.weight": Role.EMBEDDING,
+    r"layers\.\d+\.q\.weight": Role.ATTENTION_Q,
+    r"norm\.weight": Role.NORM,
+}
 
 
 def test_every_name_gets_the_role_of_its_pattern():

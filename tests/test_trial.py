@@ -106,12 +106,16 @@ INCIDENTAL = [
 ]
 
 
-@pytest.mark.parametrize(("path", "value"), IDENTITY, ids=lambda part: "-".join(map(str, part)) if isinstance(part, tuple) else "")
+@pytest.mark.parametrize(
+    ("path", "value"), IDENTITY, ids=lambda part: "-".join(map(str, part)) if isinstance(part, tuple) else ""
+)
 def test_whatever_can_change_the_result_changes_the_identity(path, value):
     assert trial(path, value).trial_id != trial().trial_id
 
 
-@pytest.mark.parametrize(("path", "value"), INCIDENTAL, ids=lambda part: "-".join(map(str, part)) if isinstance(part, tuple) else "")
+@pytest.mark.parametrize(
+    ("path", "value"), INCIDENTAL, ids=lambda part: "-".join(map(str, part)) if isinstance(part, tuple) else ""
+)
 def test_nothing_else_changes_it(path, value):
     assert trial(path, value).trial_id == trial().trial_id
 
@@ -126,7 +130,7 @@ def leaves(value, path=()):
 
 def test_every_fact_is_known_to_be_part_of_the_identity_or_not():
     covered = {path for path, _ in [*IDENTITY, *INCIDENTAL]} | {("algorithm", "values")}
-    assert {path for path in leaves(FACTS)} <= covered
+    assert set(leaves(FACTS)) <= covered
 
 
 def test_the_order_of_hyperparameters_is_not_part_of_the_identity():

@@ -63,6 +63,7 @@ class Bench:
 
     folder: Path
     sites: list[Path]
+    python: Path = Path(sys.executable)
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def environment(self, **extra: str) -> dict[str, str]:
@@ -77,7 +78,7 @@ class Bench:
         """Start a command and return at once; ``program`` is a script that stands for ``-m bench``."""
         way = ["-m", "bench"] if program is None else [str(program)]
         process = subprocess.Popen(
-            [sys.executable, "-P", *way, *map(str, arguments)],
+            [self.python, "-P", *way, *map(str, arguments)],
             cwd=self.folder,
             env=self.environment(**environment),
             stdin=subprocess.DEVNULL,

@@ -14,12 +14,12 @@ from bench import Algorithm
 
 @dataclass(frozen=True, kw_only=True)
 class Hangs(Algorithm):
-    """Never comes back from one step."""
+    """Never comes back from its second step."""
 
     name = "hangs"
 
     def schedule(self, run):
-        return lambda step: time.sleep(3600) or 1.0 if step == 5 else 1.0
+        return lambda step: time.sleep(3600) or 1.0 if step == 1 else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

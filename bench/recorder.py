@@ -1,0 +1,123 @@
+"""Turn the evaluations of a trial into events: what it costs so far, whether it ends here, when to save."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench import checkpoint, loop
+from bench.assembly import Parts
+from bench.calibration import Calibration
+from bench.clock import Clock
+from bench.probes import AllocatorPeaks, EnergyMeter, optimizer_state_bytes, rss_peak_bytes
+from bench.store import EventLog
+from bench.trial import Trial
+from bench.workload import Workload
+
+
+def vars_of(reading: Any) -> dict[str, Any]:
+    """Return the fields of a reading as record columns."""
+    return {name: getattr(reading, name) for name in reading.__dataclass_fields__}
+
+
+@dataclass
+class Recorder:
+    """Turns evaluations into events, decides when to stop, and writes checkpoints."""
+
+    trial: Trial
+    workload: Workload
+    log: EventLog
+    clock: Clock
+    calibration: Calibration
+    allocator: AllocatorPeaks
+    energy: EnergyMeter
+    checkpoint_path: Path
+    hooks: Any
+    parts: Parts | None = None
+    started: float = field(default_factory=time.monotonic)
+    wall_before_s: float = 0.0
+    saved: float = field(default_factory=time.monotonic)
+    hit_step: int | None = None
+    outcome: tuple[str, str] | None = None
+
+    def observe(self, evaluation: loop.Evaluation) -> bool:
+        """Log one evaluation; return whether the trial ends here."""
+        self.calibration.measure()
+        quality = evaluation.metrics[self.workload.metric]
+        event = self.log.write(
+            "evaluated",
+            step=evaluation.step,
+            quality=quality,
+            metrics=evaluation.metrics,
+            train_loss=evaluation.train_loss,
+            learning_rate=evaluation.learning_rate,
+            cost=self.cost(),
+        )
+        self.hooks.bench_evaluated(trial=self.trial.model_dump(mode="json"), evaluation=event)
+        self.outcome = self._judge(evaluation.step, quality)
+        due = time.monotonic() - self.saved >= self.trial.checkpoint_every_s
+        if self.outcome is None and due and evaluation.step > 0:  # before the first step there is nothing to keep
+            self._save(evaluation.step)
+        return self.outcome is not None
+
+    def _judge(self, step: int, quality: float) -> tuple[str, str] | None:
+        tier = self.workload.tier
+        sign = 1.0 if self.workload.direction == "min" else -1.0
+        finite = math.isfinite(quality)
+        if finite and tier.target is not None and self.hit_step is None and sign * quality <= sign * tier.target.value:
+            self.hit_step = step
+        ended = step >= tier.steps
+        if not finite:
+            return (
+                ("reached", "") if self.hit_step is not None else ("diverged", f"{self.workload.metric} is {quality}")
+            )
+        if tier.budget_s is not None and self.clock.total_s > tier.budget_s:
+            ended = True
+        if self.hit_step is not None and tier.patience_steps is not None:
+            ended = ended or step >= self.hit_step + tier.patience_steps
+        if ended:
+            if self.hit_step is not None:
+                return "reached", ""
+            return ("missed", "") if tier.target is not None else ("completed", "this tier has no target yet")
+        if self.wall_s() > self.trial.timeout_s:
+            return "timeout", f"over {self.trial.timeout_s:g} s of wall-clock time"
+        return None
+
+    def wall_s(self) -> float:
+        """Seconds since the trial's first start, without the time between a kill and a resume."""
+        return self.wall_before_s + time.monotonic() - self.started
+
+    def cost(self) -> dict[str, Any]:
+        """Return the cost columns as they stand."""
+        cost: dict[str, Any] = {**self.clock.columns(), "wall_s": self.wall_s(), "rss_peak_bytes": rss_peak_bytes()}
+        cost |= self.calibration.columns() | vars_of(self.allocator.read())
+        if self.parts is not None:
+            cost |= {"optimizer_state_bytes": optimizer_state_bytes(self.parts.optimizer)}
+            cost |= loop.parameter_counts(self.parts.model)
+        return cost
+
+    def _save(self, step: int) -> None:
+        assert self.parts is not None
+        with self.clock.set_aside("checkpoint"):
+            progress = {
+                "step": step,
+                "hit_step": self.hit_step,
+                "wall_s": self.wall_s(),
+                "clock": self.clock.state_dict(),
+                "calibration": self.calibration.state_dict(),
+                "energy": self.energy.state_dict(),
+            }
+            checkpoint.save(self.checkpoint_path, self.parts, progress)
+        self.log.write("saved", step=step)
+        self.saved = time.monotonic()
+
+    def resume(self, progress: dict[str, Any]) -> int:
+        """Take over the state of a checkpoint; return the step to go on from."""
+        self.hit_step = progress["hit_step"]
+        self.wall_before_s = float(progress["wall_s"])
+        self.clock.load_state_dict(progress["clock"])
+        self.calibration.load_state_dict(progress["calibration"])
+        self.energy.load_state_dict(progress["energy"])
+        return int(progress["step"])
