@@ -34,15 +34,18 @@ def save(path: Path, parts: Parts, progress: Mapping[str, Any]) -> None:
     temporary.replace(path)
 
 
-def load(path: Path, parts: Parts, device: torch.device) -> dict[str, Any]:
-    """Put the state of a checkpoint into freshly assembled ``parts``; return the caller's ``progress``.
-
-    One that cannot be read raises :class:`~bench.errors.BadStore`.
-    """
+def read(path: Path, device: torch.device) -> dict[str, Any]:
+    """Return the content of a checkpoint, tensors on ``device``; one that cannot be read raises ``BadStore``."""
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise BadStore(f"the checkpoint of this trial cannot be read: {type(error).__name__}") from error
+    return content
+
+
+def restore(content: Mapping[str, Any], parts: Parts) -> None:
+    """Put the ``content`` of a checkpoint into freshly assembled ``parts`` and the global random generators."""
+    device = parts.run.device
     parts.model.load_state_dict(content["model"])
     trainable = set(content["trainable"])
     for name, parameter in parts.model.named_parameters():
@@ -56,8 +59,6 @@ def load(path: Path, parts: Parts, device: torch.device) -> dict[str, Any]:
             generator.set_state(state.cpu())
             parts.generators[owner][purpose] = generator  # type: ignore[index]
     set_random_state(content["random"])
-    progress: dict[str, Any] = content["progress"]
-    return progress
 
 
 def seed_random_state(seed: int) -> None:

@@ -114,11 +114,10 @@ class Recorder:
         self.log.write("saved", step=step)
         self.saved = time.monotonic()
 
-    def resume(self, progress: dict[str, Any]) -> int:
-        """Take over the state of a checkpoint; return the step to go on from."""
+    def resume(self, progress: dict[str, Any]) -> None:
+        """Take over the state of a checkpoint."""
         self.hit_step = progress["hit_step"]
         self.wall_before_s = float(progress["wall_s"])
         self.clock.load_state_dict(progress["clock"])
         self.calibration.load_state_dict(progress["calibration"])
         self.energy.load_state_dict(progress["energy"])
-        return int(progress["step"])

@@ -116,17 +116,21 @@ class Session:
             folder / "checkpoint.pt",
             registry.hooks.hook,
         )
+        path = recorder.checkpoint_path
+        saved = checkpoint.read(path, device) if path.exists() else None
+        start = 0 if saved is None else int(saved["progress"]["step"])
+        # Logged before anything of the plugin runs, so that a record of its failure has its facts.
+        facts = _facts(trial, workload) | {"threads": threads}
+        log.write("started", resumed=saved is not None, step=start, facts=facts)
+        registry.hooks.hook.bench_started(trial=trial.model_dump(mode="json"))
         recorder.calibration.measure()
         run = _run_of(trial, workload, device)
         with clock.set_aside("warmup"), _uncounted(allocator):
             _warm_up(algorithms, workload, run)
         parts = recorder.parts = _build(algorithms, workload, run, clock)
-        start, resumed = 0, recorder.checkpoint_path.exists()
-        if resumed:
-            start = recorder.resume(checkpoint.load(recorder.checkpoint_path, parts, device))
-        facts = _facts(trial, workload) | {"threads": threads}
-        log.write("started", resumed=resumed, step=start, facts=facts)
-        registry.hooks.hook.bench_started(trial=trial.model_dump(mode="json"))
+        if saved is not None:
+            checkpoint.restore(saved, parts)
+            recorder.resume(saved["progress"])
         return cls(recorder, workload, parts, start)
 
     def train(self) -> tuple[str, str]:

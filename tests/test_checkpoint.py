@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench import Algorithm, hyper
-from bench.checkpoint import load, random_state, save, set_random_state
+from bench.checkpoint import random_state, read, restore, save, set_random_state
 
 
 class Cycle:
@@ -66,6 +66,12 @@ class Averaged(Algorithm):
     def finish(self, model, run):
         torch.rand(1, generator=run.rng("average"))
         return model
+
+
+def load(path, parts, device):
+    content = read(path, device)
+    restore(content, parts)
+    return content["progress"]
 
 
 def seeded():

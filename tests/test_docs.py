@@ -61,7 +61,7 @@ def blocks():
             yield pytest.param(code, id=f"{page.name}-{number}")
 
 
-@pytest.mark.parametrize("code", blocks())
+@pytest.mark.parametrize("code", list(blocks()))
 def test_python_blocks_of_the_documentation_run(code):
     exec(compile(code, "documentation", "exec"), {})  # noqa: S102 - our own documentation
     assert code

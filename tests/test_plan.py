@@ -116,6 +116,13 @@ def test_a_setting_of_the_reference_is_for_the_reference_under_test(registry):
     assert trial.algorithm.values["beta2"] == plan.workload.tier.reference["adamw"]["beta2"]
 
 
+def test_a_setting_of_one_algorithm_under_test_does_not_reach_the_fillers_of_another(registry, plan):
+    trials = by_name(planned(registry, plugins=["adamw", "warmup-cosine"], settings=["adamw.lr=0.5"]))
+    assert trials["adamw"].algorithm.values["lr"] == 0.5
+    (filler,) = trials["warmup-cosine"].fillers
+    assert (filler.name, filler.values["lr"]) == ("adamw", plan.workload.tier.reference["adamw"]["lr"])
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "why"),
     [

@@ -223,7 +223,7 @@ STORES = {
 def test_results_folder_that_is_none_of_ours_is_refused_and_left_alone(bench_here, tmp_path, make, words, command):
     make(tmp_path / "out")
     before = sorted(str(path) for path in tmp_path.rglob("*"))
-    if command[0] == "plan" and not (tmp_path / "out" / "store.json").is_file():
+    if command[0] == "plan" and not (tmp_path / "out" / "store.json").exists():
         assert bench_here(*command, "--results", "out").code == 0, "what is no store yet: every trial is to do"
         assert sorted(str(path) for path in tmp_path.rglob("*")) == before
         return
