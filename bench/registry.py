@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
@@ -101,6 +102,7 @@ class Registry:
             raise BrokenPlugin(f"plugin {name!r}: {entry.target} calls itself {cls.name!r}; entry and class must agree")
         if not slots(cls):
             raise BrokenPlugin(f"plugin {name!r}: {entry.target} overrides no slot of bench.Algorithm")
+        _refuse_bad_fields(name, cls)
         return cls
 
     def algorithm(self, name: str, texts: Mapping[str, str] | None = None, /, **values: Any) -> Algorithm:
@@ -139,6 +141,23 @@ class Registry:
                     f"plugin {name!r} of the package {broken.package!r} is broken: {broken.reason}",
                     hint=f"mend or uninstall it: pip uninstall {broken.package}",
                 )
+
+
+def _refuse_bad_fields(name: str, cls: type[Algorithm]) -> None:
+    """Refuse a class whose hyperparameters are no fields, or have types that cannot be resolved."""
+    bare = [key for key, value in vars(cls).items() if isinstance(value, dataclasses.Field)]
+    if bare:
+        raise BrokenPlugin(
+            f"plugin {name!r}: {cls.__qualname__} declares {', '.join(bare)} but is no dataclass",
+            hint="write @dataclass(frozen=True, kw_only=True) above it",
+        )
+    try:
+        check(cls, name, {})
+    except (NameError, TypeError, AttributeError) as error:
+        raise BrokenPlugin(
+            f"plugin {name!r}: the types of the hyperparameters of {cls.__qualname__} cannot be resolved: {error}",
+            hint="import what they name when the module runs, not only under TYPE_CHECKING",
+        ) from error
 
 
 def _installed() -> Iterator[importlib.metadata.EntryPoint]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench import Algorithm, hyper
-from bench.checkpoint import random_state, read, restore, save, set_random_state
+from bench.checkpoint import random_state, read, restore, save, seed_random_state, set_random_state
 
 
 class Cycle:
@@ -158,6 +158,16 @@ def test_global_generators_go_back_to_where_they_were():
     later = random.gauss(), np.random.randn()  # noqa: NPY002 - both keep the second of a pair of draws
     set_random_state(middle)
     assert (random.gauss(), np.random.randn()) == later  # noqa: NPY002
+
+
+def test_every_global_generator_is_seeded_and_by_the_seed_alone():
+    def drawn(seed):
+        seed_random_state(seed)
+        return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()  # noqa: NPY002
+
+    first, other = drawn(2**62 + 5), drawn(2**62 + 6)
+    assert drawn(2**62 + 5) == first
+    assert all(one != two for one, two in zip(first, other, strict=True))
 
 
 def test_moments_of_the_optimizer_are_those_that_were_saved(micro, tmp_path):

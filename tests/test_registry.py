@@ -38,7 +38,9 @@ def modules(tmp_path, monkeypatch):
     def write(name, text=""):
         path = tmp_path.joinpath(*name.split(".")).with_suffix(".py")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(HEADER + text, encoding="utf-8")
+        future = "from __future__ import annotations\n"
+        text = future + HEADER + text.removeprefix(future) if text.startswith(future) else HEADER + text
+        path.write_text(text, encoding="utf-8")
 
     yield write
     for name in set(sys.modules) - known:
@@ -170,6 +172,8 @@ def test_using_a_broken_plugin_says_why_and_what_to_do(modules):
         ("class Signum:\n    name = 'signum'", "it must be a subclass of bench.Algorithm"),
         (CLASS.replace('"signum"', '"signam"'), "calls itself 'signam'; entry and class must agree"),
         (CLASS.replace("def optimizer", "def optimiser"), "overrides no slot of bench.Algorithm"),
+        (CLASS.replace("@dataclass(frozen=True, kw_only=True)\n", ""), "Signum declares lr but is no dataclass"),
+        ("from __future__ import annotations\n" + CLASS.replace(": float", ": Rate"), "name 'Rate' is not defined"),
     ],
 )
 def test_a_class_that_is_not_what_its_entry_says_is_refused_when_used(modules, code, why):
