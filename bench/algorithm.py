@@ -48,7 +48,8 @@ class Algorithm:
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters outside their domains."""
-        self.check(**self.hyperparameters())
+        for name, value in check(type(self), self.name or type(self).__name__, self.hyperparameters()).items():
+            object.__setattr__(self, name, value)  # 1 and 1.0 are one setting, and must have one identity
 
     @classmethod
     def check(cls, **values: Any) -> None:

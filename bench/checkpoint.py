@@ -34,10 +34,10 @@ def save(path: Path, parts: Parts, progress: Mapping[str, Any]) -> None:
     temporary.replace(path)
 
 
-def read(path: Path, device: torch.device) -> dict[str, Any]:
-    """Return the content of a checkpoint, tensors on ``device``; one that cannot be read raises ``BadStore``."""
+def read(path: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint, tensors on the CPU; one that cannot be read raises ``BadStore``."""
     try:
-        content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise BadStore(f"the checkpoint of this trial cannot be read: {type(error).__name__}") from error
     return content
@@ -56,7 +56,7 @@ def restore(content: Mapping[str, Any], parts: Parts) -> None:
     for owner, pool in content["generators"].items():
         for purpose, state in pool.items():
             generator = parts.generators[owner].get(purpose) or torch.Generator(device)
-            generator.set_state(state.cpu())
+            generator.set_state(state)
             parts.generators[owner][purpose] = generator  # type: ignore[index]
     set_random_state(content["random"])
 

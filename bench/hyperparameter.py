@@ -94,13 +94,18 @@ def _bound(bound: object) -> str:
     return " and ".join(parts)
 
 
-def check(cls: type, owner: str, values: Mapping[str, Any]) -> None:
-    """Raise :class:`~bench.errors.BadValue` unless each of ``values`` is in the domain of its field of ``cls``."""
+def check(cls: type, owner: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``values`` as the fields of ``cls`` hold them (an int for a float field becomes a float).
+
+    One outside the domain of its field raises :class:`~bench.errors.BadValue`.
+    """
     adapters = _adapters(cls)
+    checked = {}
     for name, value in values.items():
         if name not in adapters:
             raise UnknownName(f"hyperparameter of {owner}", name, adapters)
-        _validated(cls, owner, name, value, strings=False)
+        checked[name] = _validated(cls, owner, name, value, strings=False)
+    return checked
 
 
 def parse(cls: type, owner: str, texts: Mapping[str, str]) -> dict[str, Any]:

@@ -43,13 +43,17 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The trials of a request in the order in which they run, and the facts that they share."""
+    """The trials of a request in the order in which they run, and the facts that they share.
+
+    ``references`` maps each algorithm to the one that it is compared with: the part of the workload's reference that
+    fills its slot.
+    """
 
     trials: Sequence[Trial]
     workload: Workload
     protocol: Protocol
     device_class: DeviceClass
-    reference: str
+    references: Mapping[str, str]
     algorithms: Mapping[str, Sequence[Algorithm]] = field(repr=False)
 
 
@@ -106,7 +110,7 @@ def make_plan(registry: Registry, request: Request) -> Plan:
         workload=workload,
         protocol=rules,
         device_class=device_class,
-        reference=next(iter(workload.tier.reference)),
+        references={name: reference_of(stack[0], workload, registry) for name, stack in algorithms.items()},
         algorithms=algorithms,
     )
 
@@ -158,20 +162,28 @@ def stacks(registry: Registry, request: Request, workload: Workload) -> dict[str
         return registry.algorithm(name, {} if plain else settings.get(name), **tuned.get(name, {}))
 
     extras = [build(name) for name in request.with_plugins]
-    reference = [build(name, plain=True) for name in tuned]
-    found = {name: [build(name), *extras, *reference] for name in request.plugins}
-    first = reference[0].name
-    if request.reference and first not in found:
-        found[first] = [reference[0], *extras, *reference[1:]]
+    reference = {name: build(name, plain=True) for name in tuned}
+    found = {name: [build(name), *extras, *reference.values()] for name in request.plugins}
     for name, stack in found.items():
         _refuse_idle(name, stack, request.with_plugins)
+    for name in [reference_of(stack[0], workload, registry) for stack in found.values()]:
+        if request.reference and name not in found:
+            others = [part for other, part in reference.items() if other != name]
+            found[name] = [reference[name], *extras, *others]
     return found
+
+
+def reference_of(algorithm: Algorithm, workload: Workload, registry: Registry) -> str:
+    """Return the part of the workload's reference that fills a slot of ``algorithm``, else its first part."""
+    names = list(workload.tier.reference)
+    wanted = set(slots(algorithm))
+    return next((name for name in names if wanted & set(slots(registry.algorithm_class(name)))), names[0])
 
 
 def _refuse_idle(name: str, stack: Sequence[Algorithm], with_plugins: Sequence[str]) -> None:
     owners = set(map(id, fill(stack).values()))
     for algorithm in stack[1 : 1 + len(with_plugins)]:
-        if id(algorithm) not in owners and name != algorithm.name:
+        if id(algorithm) not in owners:
             raise BadValue(
                 f"--with {algorithm.name} would do nothing: {name!r} fills {', '.join(slots(stack[0]))} itself",
                 hint="leave it out",

@@ -260,7 +260,15 @@ def _quality(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[
     target = row["target"]
     if target is None:
         return found
-    hit = next((i for i, value in enumerate(values) if math.isfinite(value) and sign * value <= sign * target), None)
+    budget_s = math.inf if row["budget_s"] is None else row["budget_s"]
+    hit = next(
+        (
+            i
+            for i, value in enumerate(values)
+            if math.isfinite(value) and sign * value <= sign * target and rows[i]["cost"]["time_s"] <= budget_s
+        ),
+        None,
+    )
     if hit is None:
         return found
     found["steps_to_target"] = rows[hit]["step"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,14 @@ from bench.workload import Workload
 def vars_of(reading: Any) -> dict[str, Any]:
     """Return the fields of a reading as record columns."""
     return {name: getattr(reading, name) for name in reading.__dataclass_fields__}
+
+
+def tell(hook: Callable[..., Any], **facts: Any) -> None:
+    """Call a hook; one that raises is told in the worker's log and ends nothing, since it only looks on."""
+    try:
+        hook(**facts)
+    except Exception:  # noqa: BLE001 - a stranger's code
+        traceback.print_exc()
 
 
 @dataclass
@@ -56,7 +66,7 @@ class Recorder:
             learning_rate=evaluation.learning_rate,
             cost=self.cost(),
         )
-        self.hooks.bench_evaluated(trial=self.trial.model_dump(mode="json"), evaluation=event)
+        tell(self.hooks.bench_evaluated, trial=self.trial.model_dump(mode="json"), evaluation=event)
         self.outcome = self._judge(evaluation.step, quality)
         due = time.monotonic() - self.saved >= self.trial.checkpoint_every_s
         if self.outcome is None and due and evaluation.step > 0:  # before the first step there is nothing to keep
@@ -64,27 +74,27 @@ class Recorder:
         return self.outcome is not None
 
     def _judge(self, step: int, quality: float) -> tuple[str, str] | None:
+        """Return outcome and reason if the trial ends with this evaluation."""
         tier = self.workload.tier
-        sign = 1.0 if self.workload.direction == "min" else -1.0
-        finite = math.isfinite(quality)
-        if finite and tier.target is not None and self.hit_step is None and sign * quality <= sign * tier.target.value:
+        over = tier.budget_s is not None and self.clock.total_s > tier.budget_s
+        if self.hit_step is None and not over and self._meets_target(quality):
             self.hit_step = step
-        ended = step >= tier.steps
-        if not finite:
-            return (
-                ("reached", "") if self.hit_step is not None else ("diverged", f"{self.workload.metric} is {quality}")
-            )
-        if tier.budget_s is not None and self.clock.total_s > tier.budget_s:
-            ended = True
-        if self.hit_step is not None and tier.patience_steps is not None:
-            ended = ended or step >= self.hit_step + tier.patience_steps
-        if ended:
-            if self.hit_step is not None:
-                return "reached", ""
-            return ("missed", "") if tier.target is not None else ("completed", "this tier has no target yet")
-        if self.wall_s() > self.trial.timeout_s:
-            return "timeout", f"over {self.trial.timeout_s:g} s of wall-clock time"
-        return None
+        patience = math.inf if tier.patience_steps is None else tier.patience_steps
+        patient = self.hit_step is None or step < self.hit_step + patience
+        if not math.isfinite(quality) and self.hit_step is None:
+            return "diverged", f"{self.workload.metric} is {quality}"
+        if math.isfinite(quality) and step < tier.steps and not over and patient:
+            late = self.wall_s() > self.trial.timeout_s
+            return ("timeout", f"over {self.trial.timeout_s:g} s of wall-clock time") if late else None
+        if self.hit_step is not None:
+            return "reached", ""
+        return ("missed", "") if tier.target is not None else ("completed", "this tier has no target yet")
+
+    def _meets_target(self, quality: float) -> bool:
+        target = self.workload.tier.target
+        if target is None or not math.isfinite(quality):
+            return False
+        return quality <= target.value if self.workload.direction == "min" else quality >= target.value
 
     def wall_s(self) -> float:
         """Seconds since the trial's first start, without the time between a kill and a resume."""

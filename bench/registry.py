@@ -164,10 +164,15 @@ def _installed() -> Iterator[importlib.metadata.EntryPoint]:
     yield from sorted(importlib.metadata.entry_points(group=spec.NAME), key=lambda point: (point.name, point.value))
 
 
-def _pinned(points: Iterable[importlib.metadata.EntryPoint]) -> Iterator[importlib.metadata.EntryPoint]:
+def _pinned(points: Iterable[importlib.metadata.EntryPoint]) -> list[importlib.metadata.EntryPoint]:
+    found = list(points)
     pin = os.environ.get(PIN)
-    wanted = None if pin is None else {name.strip() for name in pin.split(",")}
-    return (point for point in points if wanted is None or point.name in wanted)
+    if pin is None:
+        return found
+    wanted = {name.strip() for name in pin.split(",")} - {""}
+    for name in sorted(wanted - {point.name for point in found}):
+        raise UnknownName(f"entry point of {PIN}", name, [point.name for point in found])
+    return [point for point in found if point.name in wanted]
 
 
 def _get(kind: str, name: str, table: Mapping[str, E]) -> E:

@@ -26,7 +26,7 @@ from bench.devices import detect
 from bench.errors import BadData, BenchError, BrokenPlugin, TrialBusy
 from bench.plan import build_part, open_workload
 from bench.probes import AllocatorPeaks, NvmlProbe
-from bench.recorder import Recorder, vars_of
+from bench.recorder import Recorder, tell, vars_of
 from bench.registry import Registry
 from bench.run import Run, derive_seed
 from bench.store import EventLog, Store
@@ -53,7 +53,7 @@ def work(path: Path) -> dict[str, Any]:
             outcome, reason, cost = _guarded(trial, folder, log, registry)
             log.write("finished", outcome=outcome, reason=reason, at=provenance.now(), cost=cost)
             row = store.finalise(trial)
-            registry.hooks.hook.bench_finished(trial=trial.model_dump(mode="json"), record=row)
+            tell(registry.hooks.hook.bench_finished, trial=trial.model_dump(mode="json"), record=row)
             return row
     except Timeout:
         raise TrialBusy(f"another process runs the trial {trial.trial_id} now", hint="wait for it") from None
@@ -117,12 +117,12 @@ class Session:
             registry.hooks.hook,
         )
         path = recorder.checkpoint_path
-        saved = checkpoint.read(path, device) if path.exists() else None
+        saved = checkpoint.read(path) if path.exists() else None
         start = 0 if saved is None else int(saved["progress"]["step"])
         # Logged before anything of the plugin runs, so that a record of its failure has its facts.
         facts = _facts(trial, workload) | {"threads": threads}
         log.write("started", resumed=saved is not None, step=start, facts=facts)
-        registry.hooks.hook.bench_started(trial=trial.model_dump(mode="json"))
+        tell(registry.hooks.hook.bench_started, trial=trial.model_dump(mode="json"))
         recorder.calibration.measure()
         run = _run_of(trial, workload, device)
         with clock.set_aside("warmup"), _uncounted(allocator):

@@ -94,3 +94,13 @@ def test_every_slot_is_a_documented_method_of_the_base_that_does_nothing(slot):
 
 def test_equal_settings_are_equal():
     assert Scheduled(lr=1.0) == Scheduled(lr=1.0) != Scheduled(lr=2.0)
+
+
+def test_one_setting_has_one_identity_however_its_number_is_written():
+    @dataclass(frozen=True, kw_only=True)
+    class Numbers(Algorithm):
+        name = "numbers"
+        rate: Annotated[float, Gt(0)] = hyper(1.0, help="a rate")
+
+    assert Numbers(rate=2) == Numbers(rate=2.0)
+    assert isinstance(Numbers(rate=2).hyperparameters()["rate"], float)

@@ -68,8 +68,8 @@ class Averaged(Algorithm):
         return model
 
 
-def load(path, parts, device):
-    content = read(path, device)
+def load(path, parts, _):
+    content = read(path)
     restore(content, parts)
     return content["progress"]
 

@@ -32,7 +32,7 @@ def by_name(plan):
 # -- the trials ------------------------------------------------------------------------------------------------------
 def test_a_quick_plan_is_one_seed_beside_the_same_seed_of_the_reference(plan):
     assert sorted((trial.algorithm.name, trial.seed) for trial in plan.trials) == [("adamw", 0), ("galore", 0)]
-    assert plan.reference == "adamw"
+    assert plan.references == {"galore": "adamw", "adamw": "adamw"}
     assert plan.protocol.name == "quick"
 
 
@@ -176,11 +176,23 @@ def test_with_fills_a_slot_of_every_trial_in_the_place_of_the_reference(registry
         assert filler.values["warmup_fraction"] == 0.2
 
 
-def test_a_schedule_under_test_is_compared_with_the_whole_reference(registry):
-    trials = by_name(planned(registry, plugins=["warmup-cosine"]))
+def test_a_schedule_under_test_is_compared_with_the_schedule_of_the_reference(registry):
+    plan = planned(registry, plugins=["warmup-cosine"])
+    trials = by_name(plan)
+    assert plan.references["warmup-cosine"] == "warmup-linear"
     assert [part.name for part in trials["warmup-cosine"].fillers] == ["adamw"]
-    assert [part.name for part in trials["adamw"].fillers] == ["warmup-linear"]
-    assert trials["warmup-cosine"].fillers[0].values == trials["adamw"].algorithm.values
+    assert trials["warmup-linear"].fillers == trials["warmup-cosine"].fillers
+
+
+def test_with_goes_to_both_sides_of_the_comparison_so_that_one_thing_differs(registry):
+    trials = by_name(planned(registry, plugins=["warmup-cosine"], with_plugins=["muon"]))
+    assert sorted(trials) == ["warmup-cosine", "warmup-linear"]
+    assert [part.name for part in trials["warmup-cosine"].fillers] == ["muon"]
+    assert trials["warmup-linear"].fillers == trials["warmup-cosine"].fillers
+    trials = by_name(planned(registry, plugins=["galore"], with_plugins=["warmup-cosine"]))
+    assert sorted(trials) == ["adamw", "galore"]
+    assert [part.name for part in trials["galore"].fillers] == ["warmup-cosine"]
+    assert trials["adamw"].fillers == trials["galore"].fillers
 
 
 # -- workloads, tiers, data ------------------------------------------------------------------------------------------

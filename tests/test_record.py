@@ -314,3 +314,9 @@ def test_peaks_do_not_fall_when_a_resumed_process_counts_anew():
     assert row(*events, evaluated(4, 2.0, rss_peak_bytes=500))["rss_peak_bytes"] == 900
     assert row(*events, evaluated(4, 2.0, rss_peak_bytes=1000))["rss_peak_bytes"] == 1000
     assert row(*events, evaluated(4, 2.0, rss_peak_bytes=None))["rss_peak_bytes"] is None
+
+
+def test_an_evaluation_beyond_the_budget_in_seconds_is_no_hit():
+    found = row(started(budget_s=30.0), evaluated(0, 3.0), evaluated(2, 2.0), evaluated(4, 0.5), finished())
+    assert found["steps_to_target"] is None
+    assert found["quality"] == 0.5

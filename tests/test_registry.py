@@ -237,8 +237,11 @@ def test_the_plugin_set_can_be_pinned(modules, monkeypatch):
     modules("stranger_light2", entry("other"))
     modules("stranger_code", CLASS)
     points = [point("stranger_light", "first"), point("stranger_light2", "second")]
-    monkeypatch.setenv("BENCH_PLUGINS", "second, third")
+    monkeypatch.setenv("BENCH_PLUGINS", "second, ")
     assert list(Registry(points).algorithms) == ["other"]
+    monkeypatch.setenv("BENCH_PLUGINS", "secnd")
+    with pytest.raises(UnknownName, match="did you mean 'second'"):
+        Registry(points)
     monkeypatch.setenv("BENCH_PLUGINS", "")
     assert list(Registry(points).algorithms) == []
     monkeypatch.delenv("BENCH_PLUGINS")

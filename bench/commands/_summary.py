@@ -28,7 +28,7 @@ def show_header(plan: Plan, store: Store | None) -> None:
         "target": target,
         "device": f"{plan.device_class.name}{listed}",
         "protocol": f"{plan.protocol.name} {plan.protocol.version}: {plan.protocol.summary}",
-        "trials": f"{len(trials)}, algorithms {', '.join(plan.algorithms)} (reference {plan.reference})",
+        "trials": f"{len(trials)}, algorithms {', '.join(plan.algorithms)} {_reference_words(plan)}",
     }
     if store is not None:
         lines["results"] = str(store.root)
@@ -37,12 +37,18 @@ def show_header(plan: Plan, store: Store | None) -> None:
     click.echo()
 
 
+def _reference_words(plan: Plan) -> str:
+    names = sorted(set(plan.references.values()))
+    return f"(reference {', '.join(names)})"
+
+
 def show_summary(plan: Plan, rows: Sequence[Mapping[str, Any]], store: Store) -> None:
     """Print one line per algorithm: target reached or not, time, steps, memory, against the reference."""
     by_name = {name: [row for row in rows if row["algorithm"] == name] for name in plan.algorithms}
-    reference = by_name.get(plan.reference, [])
     click.echo()
-    show_table([_line(name, by_name[name], reference) for name in plan.algorithms], "table")
+    show_table(
+        [_line(name, by_name[name], by_name.get(plan.references[name], [])) for name in plan.algorithms], "table"
+    )
     if len(rows) > len(plan.algorithms):
         click.echo()
         for name, cell in by_name.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,13 @@ def _for_people(row: dict[str, Any]) -> dict[str, Any]:
         "reached": f"{row['hits']}/{row['seeds']}",
         "steps": "-" if steps != steps else f"{steps:.1f}" + (f" (CV {cv:.1%})" if cv == cv else ""),  # noqa: PLR0124
         "time": seconds_text(row["time_to_target_s"]) + busy,
-        "quality": f"{row['quality']:.4f}" + (f" ± {row['quality_sd']:.4f}" if row["seeds"] > 1 else ""),
+        "quality": _quality(row),
         "memory": f"{bytes_text(row['memory_bytes'])} {row['memory_source']}",
         "states": bytes_text(row["optimizer_state_bytes"]),
     }
+
+
+def _quality(row: dict[str, Any]) -> str:
+    if math.isnan(row["quality"]):
+        return "-"
+    return f"{row['quality']:.4f}" + (f" ± {row['quality_sd']:.4f}" if row["seeds"] > 1 else "")

@@ -9,7 +9,7 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
-from bench import Algorithm, Choice, Linear, Log, Role, hyper
+from bench import Algorithm, Choice, Log, Role, hyper
 from bench.errors import BadValue, SlotMismatch
 
 from ._adam import adam_direction, adam_directions, bias_factor
@@ -87,7 +87,7 @@ class GaLore(Algorithm):
         0.999, search=Choice((0.95, 0.99, 0.999)), help="decay of the second moment, β₂"
     )
     eps: Annotated[float, Ge(0)] = hyper(1e-6, help="ε, added to the uncorrected root of the second moment")
-    weight_decay: Annotated[float, Ge(0)] = hyper(0.0, search=Linear(0.0, 0.1), help="decoupled weight decay λ")
+    weight_decay: Annotated[float, Ge(0)] = hyper(0.0, help="decoupled weight decay λ")
     projection_type: ProjectionType = hyper("std", help="which side is projected")
 
     def optimizer(self, named_parameters: NamedParameters, run: Run) -> GaLoreAdamW:
