@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from bench.worker_environment import DIE_WITH_PARENT
 POLL_S = 0.2
 GRACE_S = 60.0
 """How long a worker may overrun its own timeout (a hanging step) before it is killed, and may take to stop."""
+STOP_AGAIN_S = 5.0
 
 OnEvent = Callable[[Mapping[str, Any]], None]
 
@@ -83,12 +85,14 @@ def _ended(folder: Path) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(GRACE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    """Ask the worker to end, more than once: some imports swallow the exception that a signal becomes."""
+    end = time.monotonic() + GRACE_S
+    while process.poll() is None and time.monotonic() < end:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_AGAIN_S)
+    process.kill()
+    process.wait()
 
 
 def _how_it_ended(code: int) -> str:

@@ -88,10 +88,14 @@ class Recorder:
             return ("timeout", f"over {self.trial.timeout_s:g} s of wall-clock time") if late else None
         if self.hit_step is not None:
             return "reached", ""
-        return ("missed", "") if tier.target is not None else ("completed", "this tier has no target yet")
+        return (
+            ("missed", "")
+            if self.workload.target is not None
+            else ("completed", "no target is set for this tier and data")
+        )
 
     def _meets_target(self, quality: float) -> bool:
-        target = self.workload.tier.target
+        target = self.workload.target
         if target is None or not math.isfinite(quality):
             return False
         return quality <= target.value if self.workload.direction == "min" else quality >= target.value

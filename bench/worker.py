@@ -211,7 +211,7 @@ def _facts(trial: Trial, workload: Workload) -> dict[str, Any]:
         "device_listed": detect(trial.device).listed,
         "metric": workload.metric,
         "metric_direction": workload.direction,
-        "target": None if tier.target is None else tier.target.value,
+        "target": None if workload.target is None else workload.target.value,
         "budget_steps": tier.steps,
         "budget_s": tier.budget_s,
     }

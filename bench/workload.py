@@ -118,6 +118,11 @@ class Workload(ABC):
             return self.request.source
         return "local" if self.request.directory is not None else self.tier.source
 
+    @property
+    def target(self) -> Target | None:
+        """The target: that of the tier on its own data, none on other data, for which it was not set."""
+        return self.tier.target if self.source == self.tier.source else None
+
     @abstractmethod
     def data(self) -> DataIdentity:
         """Return the identity of the data; raises :class:`~bench.errors.BadData` where it is missing or corrupt."""

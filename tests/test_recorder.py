@@ -15,7 +15,9 @@ from bench.workload import Target
 
 def recorder(clock_s=1.0, *, direction="min", **tier):
     facts = {"target": Target(value=1.0, how="test"), "steps": 10, "budget_s": None, "patience_steps": None} | tier
-    workload = SimpleNamespace(tier=SimpleNamespace(**facts), direction=direction, metric="loss")
+    workload = SimpleNamespace(
+        tier=SimpleNamespace(**facts), target=facts["target"], direction=direction, metric="loss"
+    )
     clock = Clock(torch.device("cpu"))
     clock.seconds["step"] = clock_s
     trial = SimpleNamespace(timeout_s=1e9)

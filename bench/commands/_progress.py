@@ -85,9 +85,9 @@ class Progress:
         quality, train_loss = float(event["quality"]), event["train_loss"]
         words = [] if train_loss is None else [f"train {float(train_loss):.3f}"]
         words.append(f"{self._workload.metric} {quality:.3f}")
-        if self._tier.target is not None:
+        if self._workload.target is not None:
             sign = 1.0 if self._workload.direction == "min" else -1.0
-            distance = sign * (quality - self._tier.target.value)
+            distance = sign * (quality - self._workload.target.value)
             words.append(f"target {distance:+.3f}" if distance > 0 else "target reached")
         left = self._seconds_left(event["step"])
         words.append("" if math.isnan(left) else f"{seconds_text(left)} left")

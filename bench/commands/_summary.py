@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 def show_header(plan: Plan, store: Store | None) -> None:
     """Say what is about to be compared: workload, tier, data, target, device, protocol."""
     workload, tier = plan.workload, plan.workload.tier
-    target = "none yet" if tier.target is None else f"{workload.metric} {tier.target.value:g} within {tier.steps} steps"
+    target = (
+        "none for this tier and data" if workload.target is None else f"{workload.metric} {workload.target.value:g}"
+    )
     trials = plan.trials
     listed = "" if plan.device_class.listed else " (not a listed class: ranked by steps only)"
     lines = {
         "workload": f"{workload.name} {workload.version}, tier {workload.tier_name}, {tier.precision}",
         "data": f"{trials[0].data.label}, sha256 {trials[0].data.sha256[:12]}",
-        "target": target,
+        "target": f"{target}, budget {tier.steps} steps",
         "device": f"{plan.device_class.name}{listed}",
         "protocol": f"{plan.protocol.name} {plan.protocol.version}: {plan.protocol.summary}",
         "trials": f"{len(trials)}, algorithms {', '.join(plan.algorithms)} {_reference_words(plan)}",

@@ -117,7 +117,7 @@ def test_trial_that_takes_too_long_is_a_timeout(run_here, tmp_path, monkeypatch)
 
 # -- through the command line ------------------------------------------------------------------------------------------
 def test_failing_algorithms_hurt_no_other_trial_of_the_command(bench_here):
-    plugins = "raises-in-schedule,returns-no-optimizer,hoards,diverges"
+    plugins = "raises-in-selector,returns-no-optimizer,hoards,diverges"
     answer = bench_here("run", "--plugin", plugins, "--workload", "micro")
     assert answer.code == 1
     assert answer.err == ""
@@ -127,14 +127,14 @@ def test_failing_algorithms_hurt_no_other_trial_of_the_command(bench_here):
         "adamw": "reached",
         "diverges": "diverged",
         "hoards": "out_of_memory",
-        "raises-in-schedule": "error",
+        "raises-in-selector": "error",
         "returns-no-optimizer": "error",
     }
     assert list(pd.read_parquet("results/trials").columns) == TRIALS.names
-    assert "error: raises-in-schedule.schedule raised RuntimeError: schedule is out of order (" in answer.out
+    assert "error: raises-in-selector.selector raised RuntimeError: selector is out of order (" in answer.out
     assert "error: returns-no-optimizer.optimizer returned {'lr': 0.1} (dict)" in answer.out
     logs = {path.parent.name: path.read_text() for path in Path("results/runs").glob("*/worker.log")}
-    assert "Traceback" in logs[table.trial_id["raises-in-schedule"]], (
+    assert "Traceback" in logs[table.trial_id["raises-in-selector"]], (
         "the details are kept for whoever wrote the plugin"
     )
     planned = json.loads(bench_here("plan", "--plugin", plugins, "--workload", "micro", "--format", "json").out)
@@ -142,7 +142,7 @@ def test_failing_algorithms_hurt_no_other_trial_of_the_command(bench_here):
         "adamw": "recorded",
         "diverges": "recorded",
         "hoards": "to do",
-        "raises-in-schedule": "to do",
+        "raises-in-selector": "to do",
         "returns-no-optimizer": "to do",
     }
     board = bench_here("leaderboard")
