@@ -24,7 +24,7 @@ OUTCOMES = (
     "error",
     "interrupted",
 )
-"""How a trial can end. ``completed``: the whole budget was used on a tier that has no target yet."""
+"""How a trial can end. ``completed``: the whole budget was used where no target is set."""
 
 MEASURED = frozenset({"reached", "missed", "completed", "diverged", "timeout"})
 """The outcomes that are measurements: a repeated command skips them, and tries the others again."""

@@ -64,9 +64,9 @@ class HoardsDevice(Algorithm):
 
 @dataclass(frozen=True, kw_only=True)
 class Diverges(Algorithm):
-    """Multiplies the learning rate until the weights are no numbers."""
+    """Makes the weights infinite at its eleventh step."""
 
     name = "diverges"
 
-    def schedule(self, run):
-        return lambda step: 1e30 if step >= 10 else 1.0
+    def freezer(self, model, run):
+        return lambda step: model.hidden.weight.data.mul_(torch.inf) if step == 10 else None
