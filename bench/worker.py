@@ -73,7 +73,8 @@ def _guarded(trial: Trial, folder: Path, log: EventLog, registry: Registry) -> t
             outcome, reason = "out_of_memory" if is_out_of_memory(error) else "error", _one_line(error)
         cost = session.recorder.cost() if session is not None else {}
         if outcome != "interrupted":
-            (folder / "checkpoint.pt").unlink(missing_ok=True)
+            for name in ("checkpoint.pt", "checkpoint.tmp"):  # the second is what a kill in mid-writing leaves
+                (folder / name).unlink(missing_ok=True)
         return outcome, reason, cost | vars_of(nvml.finish())
 
 

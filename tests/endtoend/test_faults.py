@@ -220,8 +220,10 @@ def test_damaged_checkpoint_is_an_outcome_and_the_next_run_begins_again(done, ru
     broken = run_here("adamw")
     assert broken["outcome"] == "error"
     assert "checkpoint" in str(broken["outcome_reason"])
+    (folder / "checkpoint.tmp").write_bytes(b"PK")
     again = run_here("adamw")
     assert (again["outcome"], again["quality"]) == (row["outcome"], row["quality"])
+    assert list(folder.glob("checkpoint*")) == []
 
 
 def test_file_in_the_place_of_a_folder_is_refused(bench_here, tmp_path):
