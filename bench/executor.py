@@ -63,7 +63,7 @@ def run_trial(trial: Trial, store: Store, on_event: OnEvent = lambda _: None) ->
     _report(folder, seen, on_event)
     if not _ended(folder):
         outcome = "timeout" if reason else "interrupted"
-        reason = reason or f"the worker {_how_it_ended(process.returncode)}; see {folder / 'worker.log'}"
+        reason = reason or f"the worker {_how_it_ended(process.returncode)}; see runs/{trial.trial_id}/worker.log"
         try:
             with FileLock(folder / "lock", timeout=0):
                 EventLog(folder).write("finished", outcome=outcome, reason=reason, at=provenance.now(), cost={})

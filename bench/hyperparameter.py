@@ -10,7 +10,8 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from bench.errors import BadValue, UnknownName
 
@@ -67,6 +68,28 @@ def _adapters(cls: type) -> dict[str, TypeAdapter[Any]]:
     return {
         field.name: TypeAdapter(hints[field.name], config=config) for field in dataclasses.fields(cls) if field.init
     }
+
+
+def compound(cls: type) -> list[str]:
+    """Return the fields of ``cls`` that hold something else than one number, text, switch or nothing.
+
+    Such values do not survive the way through ``trial.json``: JSON has no tuples and no enumerations.
+    """
+    hints = get_type_hints(cls, include_extras=True)
+    return [field.name for field in dataclasses.fields(cls) if not _simple(hints[field.name])]
+
+
+def _simple(hint: Any) -> bool:
+    if hasattr(hint, "__metadata__"):
+        return _simple(get_args(hint)[0])
+    if get_origin(hint) is Literal:
+        return all(type(value) in _SIMPLE for value in get_args(hint))
+    if get_origin(hint) in {Union, UnionType}:
+        return all(_simple(part) for part in get_args(hint))
+    return hint in _SIMPLE
+
+
+_SIMPLE = frozenset({int, float, bool, str, type(None)})
 
 
 def domain(cls: type, name: str) -> str:

@@ -75,7 +75,7 @@ def make_plan(registry: Registry, request: Request) -> Plan:
     data = Data(
         source=identity.source,
         directory=None if request.directory is None else str(request.directory.absolute()),
-        tokenizer=request.tokenizer,
+        tokenizer=_absolute(request.tokenizer),
         sha256=identity.sha256,
         label=identity.label,
     )
@@ -113,6 +113,12 @@ def make_plan(registry: Registry, request: Request) -> Plan:
         references={name: reference_of(stack[0], workload, registry) for name, stack in algorithms.items()},
         algorithms=algorithms,
     )
+
+
+def _absolute(tokenizer: str | None) -> str | None:
+    """Return the name of a tokenizer's file so that a worker finds it from any folder; other names stay."""
+    is_file = tokenizer is not None and Path(tokenizer).is_file()
+    return str(Path(tokenizer).absolute()) if tokenizer is not None and is_file else tokenizer
 
 
 def open_workload(registry: Registry, name: str, tier: str, request: DataRequest | None = None) -> Workload:

@@ -84,15 +84,15 @@ class Recorder:
         if not math.isfinite(quality) and self.hit_step is None:
             return "diverged", f"{self.workload.metric} is {quality}"
         if math.isfinite(quality) and step < tier.steps and not over and patient:
-            late = self.wall_s() > self.trial.timeout_s
-            return ("timeout", f"over {self.trial.timeout_s:g} s of wall-clock time") if late else None
+            if self.wall_s() <= self.trial.timeout_s:
+                return None
+            if self.hit_step is None:
+                return "timeout", f"over {self.trial.timeout_s:g} s of wall-clock time"
         if self.hit_step is not None:
             return "reached", ""
-        return (
-            ("missed", "")
-            if self.workload.target is not None
-            else ("completed", "no target is set for this tier and data")
-        )
+        if self.workload.target is None:
+            return "completed", "no target is set for this tier and data"
+        return "missed", ""
 
     def _meets_target(self, quality: float) -> bool:
         target = self.workload.target

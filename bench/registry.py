@@ -17,7 +17,7 @@ from bench import spec
 from bench.algorithm import Algorithm, slots
 from bench.entry import TRACKS, Entry, WorkloadEntry
 from bench.errors import BadValue, BrokenPlugin, UnknownName
-from bench.hyperparameter import check, parse
+from bench.hyperparameter import check, compound, parse
 
 if TYPE_CHECKING:
     from bench.workload import Workload
@@ -153,11 +153,17 @@ def _refuse_bad_fields(name: str, cls: type[Algorithm]) -> None:
         )
     try:
         check(cls, name, {})
+        wrong = compound(cls)
     except (NameError, TypeError, AttributeError) as error:
         raise BrokenPlugin(
             f"plugin {name!r}: the types of the hyperparameters of {cls.__qualname__} cannot be resolved: {error}",
             hint="import what they name when the module runs, not only under TYPE_CHECKING",
         ) from error
+    if wrong:
+        raise BrokenPlugin(
+            f"plugin {name!r}: {', '.join(wrong)} of {cls.__qualname__} is no number, text, switch or none",
+            hint="write one field per number, such as beta1 and beta2",
+        )
 
 
 def _installed() -> Iterator[importlib.metadata.EntryPoint]:

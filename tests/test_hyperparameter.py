@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.errors import BadValue, UnknownName
-from bench.hyperparameter import Choice, Linear, Log, check, domain, hyper, parse
+from bench.hyperparameter import Choice, Linear, Log, check, compound, domain, hyper, parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,3 +143,15 @@ def test_ill_typed_texts_are_refused_as_they_were_typed(name, text):
 @given(st.floats(min_value=0, exclude_min=True, allow_infinity=False, allow_nan=False))
 def test_every_number_survives_being_typed(value):
     assert parse(Toy, "toy", {"lr": repr(value)}) == {"lr": value}
+
+
+def test_fields_that_json_cannot_carry_are_found():
+    @dataclass(frozen=True, kw_only=True)
+    class Mixed:
+        rate: Annotated[float, Gt(0)] = 1.0
+        rank: Annotated[int, Ge(1)] | None = None
+        side: Literal["left", "right"] = "left"
+        betas: tuple[float, float] = (0.9, 0.99)
+        table: dict[str, float] | None = None
+
+    assert compound(Mixed) == ["betas", "table"]

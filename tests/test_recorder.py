@@ -77,6 +77,13 @@ def test_a_trial_that_takes_too_long_times_out():
     assert judged._judge(10, 2.0) == ("missed", "")
 
 
+def test_what_was_reached_in_time_is_no_timeout():
+    judged = recorder()
+    assert judged._judge(4, 0.5) is None
+    judged.trial.timeout_s = -1.0
+    assert judged._judge(6, 0.5) == ("reached", "")
+
+
 def test_a_hook_that_raises_is_told_in_the_log_and_ends_nothing(capsys):
     def hook(**facts):
         raise RuntimeError(f"no {facts['trial']}")

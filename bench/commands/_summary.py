@@ -68,7 +68,7 @@ def show_summary(plan: Plan, rows: Sequence[Mapping[str, Any]], store: Store) ->
 
 def _line(name: str, cell: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     hits = [row for row in cell if row["outcome"] == "reached"]
-    steps, seconds = _mean(hits, "steps_to_target"), _mean(hits, "time_to_target_s")
+    steps, seconds = _typical(hits, "steps_to_target"), _typical(hits, "time_to_target_s")
     busy = "*" if any(row["contended"] for row in cell) else ""
     outcomes = sorted({row["outcome"] for row in cell})
     nvml = [row["nvml_peak_bytes"] for row in cell if row["nvml_peak_bytes"] is not None]
@@ -77,9 +77,9 @@ def _line(name: str, cell: Sequence[Mapping[str, Any]], reference: Sequence[Mapp
         "algorithm": name,
         "outcome": ", ".join(outcomes) if len(cell) == 1 else f"{len(hits)}/{len(cell)} reached",
         "steps": "-" if math.isnan(steps) else f"{steps:.0f}",
-        "vs ref": _ratio(steps, _mean(reference, "steps_to_target")),
+        "vs ref": _ratio(steps, _typical(reference, "steps_to_target")),
         "time": seconds_text(seconds) + (busy if hits else ""),
-        "vs ref ": _ratio(seconds, _mean(reference, "time_to_target_s")) + (busy if hits else ""),
+        "vs ref ": _ratio(seconds, _typical(reference, "time_to_target_s")) + (busy if hits else ""),
         "quality": _number(_mean(cell, "quality")),
         "peak memory": f"{bytes_text(max(nvml))} NVML" if nvml else f"{bytes_text(max(rss))} RSS" if rss else "-",
         "states": bytes_text(_mean(cell, "optimizer_state_bytes")),
@@ -95,9 +95,15 @@ def _spread(name: str, cell: Sequence[Mapping[str, Any]]) -> str:
     return text
 
 
-def _mean(rows: Sequence[Mapping[str, Any]], column: str) -> float:
+def _typical(rows: Sequence[Mapping[str, Any]], column: str) -> float:
+    """Return the geometric mean of a positive column, as boards do for times and steps."""
     values = [float(row[column]) for row in rows if row[column] is not None]
     return statistics.geometric_mean(values) if values and min(values) > 0 else math.nan
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], column: str) -> float:
+    values = [float(row[column]) for row in rows if row[column] is not None]
+    return statistics.mean(values) if values else math.nan
 
 
 def _ratio(value: float, reference: float) -> str:
