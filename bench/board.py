@@ -7,7 +7,7 @@ device class. Within a board a row is one setting of one algorithm over its seed
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -95,14 +95,21 @@ def _board(shared: dict[str, Any], trials: pd.DataFrame, by: Measure) -> Board:
 
 
 def _settings(rows: pd.DataFrame) -> list[str]:
-    """Return, for each row, the hyperparameters in which it differs from other rows of its algorithm."""
-    values = [json.loads(text) for text in rows["hyperparameters"]]
+    """Return, for each row, in what it differs from the other rows of its algorithm."""
+    facts = [_facts(row) for row in rows.to_dict("records")]
     texts = []
-    for mine, name in zip(values, rows["algorithm"], strict=True):
-        peers = [other for other, peer in zip(values, rows["algorithm"], strict=True) if peer == name]
+    for mine, name in zip(facts, rows["algorithm"], strict=True):
+        peers = [other for other, peer in zip(facts, rows["algorithm"], strict=True) if peer == name]
         differing = [key for key in mine if any(other.get(key) != mine[key] for other in peers)]
         texts.append(", ".join(f"{key}={mine[key]}" for key in differing))
     return texts
+
+
+def _facts(row: Mapping[Hashable, Any]) -> dict[str, Any]:
+    fillers = "+".join(part["name"] for part in json.loads(row["fillers"]))
+    identity = {"version": row["algorithm_version"], "source": row["algorithm_source_sha256"][:8], "with": fillers}
+    hyperparameters: dict[str, Any] = json.loads(row["hyperparameters"])
+    return hyperparameters | identity
 
 
 def _row(setting: dict[str, Any], cell: pd.DataFrame) -> dict[str, Any]:
@@ -111,8 +118,7 @@ def _row(setting: dict[str, Any], cell: pd.DataFrame) -> dict[str, Any]:
     hits = cell[cell["outcome"] == "reached"]
     nvml = bool(cell["nvml_peak_bytes"].notna().any())
     return {
-        "algorithm": setting["algorithm"],
-        "hyperparameters": setting["hyperparameters"],
+        **setting,
         "seeds": len(cell),
         "hits": len(hits),
         "steps_to_target": _geometric_mean(hits["steps_to_target_interpolated"]),

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bench.board import BOARD, Board, with_board_columns
+from bench.board import BOARD, ROW, Board, with_board_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ def board_figure(board: Board, trials: pd.DataFrame, curves: pd.DataFrame) -> Fi
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.add_subplot()
         for number, row in enumerate(board.records()):
-            same = here[(here["algorithm"] == row["algorithm"]) & (here["hyperparameters"] == row["hyperparameters"])]
+            same = here[(here[ROW] == pd.Series({key: row[key] for key in ROW})).all(axis=1)]
             ours = curves[curves["trial_id"].isin(same["trial_id"])]
             _draw(axes, ours, row, COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)])
         _finish(axes, board)
