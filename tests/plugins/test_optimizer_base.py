@@ -339,7 +339,7 @@ def test_listing_the_plugins_imports_no_torch():
         "for module in (optimizers, baselines, schedules): assert module.bench_algorithms()\n"
         "assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 
 @pytest.mark.parametrize("name", ["galore", "galore_8bit", "galore_per_layer", "lion", "muon"])
