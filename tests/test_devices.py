@@ -206,7 +206,7 @@ def test_a_device_that_does_not_start_is_a_user_error_with_the_drivers_words(cud
 
 def test_listing_imports_no_torch():
     program = "import sys; from bench.devices import listed; listed(); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-P", "-c", program], check=False).returncode == 0
 
 
 @pytest.mark.gpu
@@ -216,5 +216,5 @@ def test_on_a_real_gpu_both_ways_to_ask_agree_and_the_first_keeps_no_cuda_here()
         "import torch; from bench.devices import cuda_facts, gather; asked = gather('cuda:0');"
         "assert not torch.cuda.is_initialized(); assert asked == cuda_facts(0); print(asked.hardware)"
     )
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ)
+    answer = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True, env=os.environ)
     assert answer.stdout.strip()

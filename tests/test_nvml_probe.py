@@ -173,7 +173,7 @@ time.sleep(60)
 
 @pytest.mark.skipif(not hasattr(os, "fork") or not Path("/proc").is_dir(), reason="needs fork and /proc")
 def test_the_poller_dies_with_a_parent_that_is_killed_even_if_a_fork_holds_its_input(script):
-    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen([sys.executable, "-P", "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
         poller, fork = map(int, parent.stdout.readline().split())
         try:
             assert is_alive(poller)
@@ -214,7 +214,7 @@ with NvmlProbe.start("cuda:0") as probe:
     probe.energy.pause()
     print(json.dumps(vars(probe.finish())))
 """
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    answer = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
     readings = json.loads(answer.stdout)
     if readings["nvml_peak_bytes"] is not None:  # null on a shared device, with its reason
         assert 2**30 < readings["nvml_peak_bytes"] < 2**30 + 2**31

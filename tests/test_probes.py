@@ -25,7 +25,7 @@ def test_the_peak_of_a_child_is_its_own_and_keeps_what_was_freed():
     )
     # this process is much larger than the child, which must not inherit its peak
     ballast = bytearray(b"x") * (256 * MIB)
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    answer = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
     before, after = json.loads(answer.stdout)
     assert len(ballast) == 256 * MIB
     assert before < 128 * MIB

@@ -173,7 +173,7 @@ attempt()
 
 def test_offline_only_the_right_revision_in_the_cache_serves(repository, tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-c", OFFLINE, str(repository), str(tmp_path / "prepared")]
+    command = [sys.executable, "-P", "-c", OFFLINE, str(repository), str(tmp_path / "prepared")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     nothing, wrong, right = done.stdout.splitlines()
     assert nothing.startswith("cannot stream 'allenai/c4'")
