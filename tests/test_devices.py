@@ -216,5 +216,7 @@ def test_on_a_real_gpu_both_ways_to_ask_agree_and_the_first_keeps_no_cuda_here()
         "import torch; from bench.devices import cuda_facts, gather; asked = gather('cuda:0');"
         "assert not torch.cuda.is_initialized(); assert asked == cuda_facts(0); print(asked.hardware)"
     )
-    answer = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True, env=os.environ)
+    answer = subprocess.run(
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True, env=os.environ
+    )
     assert answer.stdout.strip()

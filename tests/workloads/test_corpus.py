@@ -60,7 +60,9 @@ def test_documents_do_not_depend_on_what_was_generated_before(train, validation)
 def test_hash_seed_locale_and_process_do_not_matter(hash_seed, locale):
     program = "from bench.workloads._corpus import *; pinned_documents(); print(document(5000, 'train')[:80], end='')"
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "LC_ALL": locale}
-    done = subprocess.run([sys.executable, "-P", "-c", program], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout == _corpus.document(5000, "train")[:80]
 
 
