@@ -60,7 +60,7 @@ def test_a_domain_reads_as_words(name, words):
     [("lr", 1e-9), ("lr", 3), ("beta", 0.0), ("rank", None), ("rank", 7), ("nesterov", False), ("decay", "none")],
 )
 def test_values_inside_the_domain_pass(name, value):
-    check(Toy, "toy", {name: value})
+    assert check(Toy, "toy", {name: value}) == {name: value}
 
 
 @pytest.mark.parametrize(
