@@ -103,6 +103,7 @@ TINY = LlamaTier(
     target=Target(value=1.76, how="the reference's loss at 75% of its budget in its median seed (five seeds)"),
     timeout_s=3600.0,
     predicted_cv=0.07,
+    expected_s=78.0,
     default_on=("cpu",),
 )
 
