@@ -161,11 +161,6 @@ class Calibration:
         return float(max(values) / min(values))
 
 
-def cpu_s() -> float:
-    """Return the CPU seconds of this process so far, all its threads together, children not included."""
-    return time.process_time()
-
-
 @dataclass(frozen=True)
 class Pinning:
     """What :func:`pin_threads` did: torch's threads, the cores they may run on (null: not pinned), and it in words."""

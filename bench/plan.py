@@ -6,7 +6,6 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from bench.algorithm import TRAINING_SLOTS, Algorithm, slots
 from bench.assembly import check_fit, fill
@@ -80,10 +79,11 @@ def make_plan(registry: Registry, request: Request) -> Plan:
         label=identity.label,
     )
     seeds = request.seeds if request.seeds is not None else range(rules.seeds)
+    parts_of = {name: _parts(registry, stack) for name, stack in algorithms.items()}
     trials = []
     for seed in seeds:
         for name in _interleaved(list(algorithms), seed):
-            parts = _parts(registry, algorithms[name])
+            parts = parts_of[name]
             trials.append(
                 Trial(
                     algorithm=parts[0],
@@ -133,21 +133,6 @@ def default_tier(registry: Registry, workload: str, device: str) -> str:
     return next((name for name, tier in tiers.items() if kind in tier.default_on), next(iter(tiers)))
 
 
-def build_part(
-    registry: Registry, name: str, values: Mapping[str, Any], filled: Sequence[str]
-) -> tuple[Algorithm, Part]:
-    """Build the algorithm ``name`` and its entry in a trial; ``filled`` are the slots that it fills there."""
-    algorithm = registry.algorithm(name, **values)
-    part = Part(
-        name=name,
-        version=registry.version(name),
-        source_sha256=source_sha256(type(algorithm)),
-        slots=tuple(filled),
-        values=algorithm.hyperparameters(),
-    )
-    return algorithm, part
-
-
 def _parts(registry: Registry, stack: Sequence[Algorithm]) -> list[Part]:
     """Return the parts of a trial: the first algorithm, and each further one that fills a slot."""
     owners = fill(stack)
@@ -155,7 +140,15 @@ def _parts(registry: Registry, stack: Sequence[Algorithm]) -> list[Part]:
     for position, algorithm in enumerate(stack):
         filled = [slot for slot in TRAINING_SLOTS if owners.get(slot) is algorithm]
         if filled or position == 0:
-            parts.append(build_part(registry, algorithm.name, algorithm.hyperparameters(), filled)[1])
+            parts.append(
+                Part(
+                    name=algorithm.name,
+                    version=registry.version(algorithm.name),
+                    source_sha256=source_sha256(type(algorithm)),
+                    slots=tuple(filled),
+                    values=algorithm.hyperparameters(),
+                )
+            )
     return parts
 
 

@@ -257,18 +257,9 @@ def _quality(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[
         "best_quality": sign * min(sign * value for value in finite) if finite else None,
         "steps": rows[-1]["step"],
     }
-    target = row["target"]
-    if target is None:
-        return found
-    budget_s = math.inf if row["budget_s"] is None else row["budget_s"]
-    hit = next(
-        (
-            i
-            for i, value in enumerate(values)
-            if math.isfinite(value) and sign * value <= sign * target and rows[i]["cost"]["time_s"] <= budget_s
-        ),
-        None,
-    )
+    target, times_s = row["target"], [event["cost"]["time_s"] for event in rows]
+    facts = {"target": target, "direction": row["metric_direction"], "budget_s": row["budget_s"]}
+    hit = next((i for i, value in enumerate(values) if is_hit(value, times_s[i], **facts)), None)
     if hit is None:
         return found
     found["steps_to_target"] = rows[hit]["step"]
@@ -282,6 +273,13 @@ def _quality(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[
         found["steps_to_target_interpolated"] = float(rows[hit]["step"])
         found["time_to_target_interpolated_s"] = rows[hit]["cost"]["time_s"]
     return found
+
+
+def is_hit(quality: float, time_s: float, *, target: float | None, direction: str, budget_s: float | None) -> bool:
+    """Return whether an evaluation after ``time_s`` charged seconds meets the target within the budget."""
+    if target is None or not math.isfinite(quality) or (budget_s is not None and time_s > budget_s):
+        return False
+    return quality <= target if direction == "min" else quality >= target
 
 
 def log_linear(before: float, after: float, share: float) -> float:

@@ -15,6 +15,7 @@ from bench.assembly import Parts
 from bench.calibration import Calibration
 from bench.clock import Clock
 from bench.probes import AllocatorPeaks, EnergyMeter, optimizer_state_bytes, rss_peak_bytes
+from bench.record import is_hit
 from bench.store import EventLog
 from bench.trial import Trial
 from bench.workload import Workload
@@ -77,7 +78,7 @@ class Recorder:
         """Return outcome and reason if the trial ends with this evaluation."""
         tier = self.workload.tier
         over = tier.budget_s is not None and self.clock.total_s > tier.budget_s
-        if self.hit_step is None and not over and self._meets_target(quality):
+        if self.hit_step is None and self._is_hit(quality):
             self.hit_step = step
         patience = math.inf if tier.patience_steps is None else tier.patience_steps
         patient = self.hit_step is None or step < self.hit_step + patience
@@ -94,11 +95,15 @@ class Recorder:
             return "completed", "no target is set for this tier and data"
         return "missed", ""
 
-    def _meets_target(self, quality: float) -> bool:
+    def _is_hit(self, quality: float) -> bool:
         target = self.workload.target
-        if target is None or not math.isfinite(quality):
-            return False
-        return quality <= target.value if self.workload.direction == "min" else quality >= target.value
+        return is_hit(
+            quality,
+            self.clock.total_s,
+            target=None if target is None else target.value,
+            direction=self.workload.direction,
+            budget_s=self.workload.tier.budget_s,
+        )
 
     def wall_s(self) -> float:
         """Seconds since the trial's first start, without the time between a kill and a resume."""

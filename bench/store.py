@@ -11,6 +11,7 @@ Each trial writes files of its own, so any number of processes write one store w
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -217,7 +218,7 @@ def _drop_cut_line(path: Path) -> None:
 
 def jsonable(value: Any) -> Any:
     """Return ``value`` with non-finite numbers as text, since JSON has none."""
-    if isinstance(value, float) and (value != value or value in {float("inf"), float("-inf")}):  # noqa: PLR0124
+    if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
         return {key: jsonable(item) for key, item in value.items()}

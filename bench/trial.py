@@ -29,6 +29,9 @@ OUTCOMES = (
 MEASURED = frozenset({"reached", "missed", "completed", "diverged", "timeout"})
 """The outcomes that are measurements: a repeated command skips them, and tries the others again."""
 
+FAILED = frozenset({"out_of_memory", "timeout", "error", "interrupted"})
+"""The outcomes after which a command ends with exit code 1."""
+
 Outcome = Literal["reached", "missed", "completed", "diverged", "out_of_memory", "timeout", "error", "interrupted"]
 
 

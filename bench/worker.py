@@ -24,13 +24,14 @@ from bench.calibration import Calibration, pin_threads
 from bench.clock import Clock
 from bench.devices import detect
 from bench.errors import BadData, BenchError, BrokenPlugin, TrialBusy
-from bench.plan import build_part, open_workload
+from bench.plan import open_workload
 from bench.probes import AllocatorPeaks, NvmlProbe
 from bench.recorder import Recorder, tell, vars_of
 from bench.registry import Registry
 from bench.run import Run, derive_seed
+from bench.source import source_sha256
 from bench.store import EventLog, Store
-from bench.trial import Trial
+from bench.trial import Part, Trial
 from bench.worker_environment import DIE_WITH_PARENT
 from bench.workload import DataRequest, Workload
 
@@ -141,9 +142,9 @@ class Session:
         return self.recorder.outcome
 
 
-def _rebuild(registry: Registry, part: Any) -> Algorithm:
-    algorithm, now = build_part(registry, part.name, part.values, part.slots)
-    if now.source_sha256 != part.source_sha256:
+def _rebuild(registry: Registry, part: Part) -> Algorithm:
+    algorithm = registry.algorithm(part.name, **part.values)
+    if source_sha256(type(algorithm)) != part.source_sha256:
         raise BrokenPlugin(
             f"the source of {part.name!r} changed after this trial was planned", hint="give the bench run command again"
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from bench.commands._options import results_option
-from bench.commands.run import FAILED
+from bench.trial import FAILED
 
 
 @click.command("resume")

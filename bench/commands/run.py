@@ -7,8 +7,7 @@ from typing import Any
 import click
 
 from bench.commands._options import request_of, run_options
-
-FAILED = frozenset({"error", "out_of_memory", "timeout", "interrupted"})
+from bench.trial import FAILED
 
 
 @click.command("run")

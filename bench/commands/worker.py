@@ -15,8 +15,9 @@ def command(ctx: click.Context, trial: Path) -> None:
     from bench import worker_environment
 
     worker_environment.prepare()
+    from bench.trial import FAILED
     from bench.worker import work
 
     row = work(trial)
     click.echo(f"{row['trial_id']}: {row['outcome']} {row['outcome_reason'] or ''}".rstrip())
-    ctx.exit(1 if row["outcome"] in {"error", "out_of_memory", "timeout", "interrupted"} else 0)
+    ctx.exit(1 if row["outcome"] in FAILED else 0)
