@@ -70,6 +70,12 @@ def _adapters(cls: type) -> dict[str, TypeAdapter[Any]]:
     }
 
 
+def search_space(cls: type) -> dict[str, Log | Linear | Choice]:
+    """Return the hyperparameters of ``cls`` that tuning may search, with their ranges, in the order of the fields."""
+    found = {field.name: field.metadata.get("search") for field in dataclasses.fields(cls) if field.init}
+    return {name: search for name, search in found.items() if search is not None}
+
+
 def compound(cls: type) -> list[str]:
     """Return the fields of ``cls`` that hold something else than one number, text, switch or nothing.
 

@@ -1,4 +1,4 @@
-"""From a request to the trials that answer it: names resolved, values checked, seeds set, reference beside it."""
+"""From a request to the trials that answer it: values checked, points and seeds set, reference beside it."""
 
 from __future__ import annotations
 
@@ -6,59 +6,79 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from bench.algorithm import TRAINING_SLOTS, Algorithm, slots
+from bench.algorithm import TRAINING_SLOTS, Algorithm
 from bench.assembly import check_fit, fill
 from bench.devices import DeviceClass, detect, parse_device
-from bench.errors import BadValue, UnknownName
-from bench.protocol import Protocol, protocol
+from bench.errors import BadValue
+from bench.hyperparameter import Log, search_space
+from bench.protocol import DIMENSIONS, Point, Protocol, at, protocol
+from bench.record import TRIALS
 from bench.registry import Registry
+from bench.request import Request, default_tier, open_workload, reference_of, settings_of, stacks
 from bench.run import derive_seed
 from bench.source import source_sha256
-from bench.trial import Data, Part, Trial
-from bench.workload import DataRequest, Workload
+from bench.trial import MEASURED, Data, Part, Trial
+from bench.workload import DataRequest, Limits, Workload
 
 CHECKPOINT_EVERY_S = 10.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a user asked for; ``settings`` are texts of ``--set``; no ``seeds`` means as many as the protocol says."""
-
-    plugins: Sequence[str]
-    workload: str
-    tier: str | None = None
-    settings: Sequence[str] = ()
-    with_plugins: Sequence[str] = ()
-    protocol: str = "quick"
-    seeds: Sequence[int] | None = None
-    device: str = "cpu"
-    source: str | None = None
-    directory: Path | None = None
-    tokenizer: str | None = None
-    reference: bool = True
-    command_line: str = ""
+LEARNING_RATE_SPAN = 100.0
+"""A grid of learning rates reaches this factor below and above the published one: four decades."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The trials of a request in the order in which they run, and the facts that they share.
+    """The trials of a request, and the facts that they share.
 
-    ``references`` maps each algorithm to the one that it is compared with: the part of the workload's reference that
-    fills its slot.
+    ``studies`` holds, for each study of the protocol, the trials that can be named before anything has run, in the
+    order in which they run; what a study repeats after its selection comes from :meth:`reruns`. ``references`` maps
+    each algorithm to the one that it is compared with: the part of the workload's reference that fills its slot.
     """
 
-    trials: Sequence[Trial]
+    studies: Sequence[Sequence[Trial]]
     workload: Workload
     protocol: Protocol
     device_class: DeviceClass
     references: Mapping[str, str]
     algorithms: Mapping[str, Sequence[Algorithm]] = field(repr=False)
 
+    @property
+    def trials(self) -> list[Trial]:
+        """The trials of all studies, without the repetitions of what they select."""
+        return [trial for study in self.studies for trial in study]
+
+    @property
+    def size(self) -> int:
+        """How many trials there are in all, repetitions among them."""
+        return sum(map(len, self.studies)) + self.protocol.reruns * self.protocol.studies * len(self.algorithms)
+
+    def reruns(self, study: int, rows: Sequence[Mapping[str, Any]]) -> list[Trial]:
+        """Return the repetitions of the points that ``study`` selects, given the rows of its trials.
+
+        Each has a seed that no trial of any study had. An algorithm of which no trial was measured has none.
+        """
+        if not self.protocol.reruns:
+            return []
+        import pandas as pd
+
+        from bench.score import select
+
+        tried = pd.DataFrame([row for row in rows if row["outcome"] in MEASURED], columns=TRIALS.names)
+        chosen = set(select(tried)["trial_id"]) if len(tried) else set()
+        by_name = {trial.algorithm.name: trial for trial in self.studies[study] if trial.trial_id in chosen}
+        seeds = [self.protocol.studies + study * self.protocol.reruns + again for again in range(self.protocol.reruns)]
+        return [
+            by_name[name].model_copy(update={"phase": "rerun", "seed": seed})
+            for seed in seeds
+            for name in _interleaved(list(by_name), seed)
+        ]
+
 
 def make_plan(registry: Registry, request: Request) -> Plan:
     """Resolve ``request``; every name and value is checked here, before anything runs."""
     rules = protocol(request.protocol)
+    _refuse_free_choice(request, rules)
     device = parse_device(request.device)
     device_class = detect(device)
     workload = open_workload(
@@ -66,6 +86,7 @@ def make_plan(registry: Registry, request: Request) -> Plan:
         request.workload,
         request.tier or default_tier(registry, request.workload, device),
         DataRequest(source=request.source, directory=request.directory, tokenizer=request.tokenizer),
+        Limits(budget_factor=rules.budget_factor, stop_at_target=rules.stop_at_target),
     )
     algorithms = stacks(registry, request, workload)
     for stack in algorithms.values():
@@ -78,59 +99,116 @@ def make_plan(registry: Registry, request: Request) -> Plan:
         sha256=identity.sha256,
         label=identity.label,
     )
+    shared = {
+        "workload": workload.name,
+        "workload_version": workload.version,
+        "tier": workload.tier_name,
+        "precision": workload.tier.precision,
+        "data": data,
+        "protocol": rules.stamp(),
+        "device": device,
+        "device_class": device_class.name,
+        "threads": device_class.cores if device == "cpu" else None,
+        "timeout_s": workload.tier.timeout_s * rules.budget_factor,
+        "checkpoint_every_s": CHECKPOINT_EVERY_S,
+        "command_line": request.command_line,
+        "budget_factor": rules.budget_factor,
+        "stop_at_target": rules.stop_at_target,
+    }
+    references = {name: reference_of(stack[0], workload, registry) for name, stack in algorithms.items()}
+    cast = {name: _Role(registry, stack, workload, rules, references[name]) for name, stack in algorithms.items()}
     seeds = request.seeds if request.seeds is not None else range(rules.seeds)
-    parts_of = {name: _parts(registry, stack) for name, stack in algorithms.items()}
-    trials = []
-    for seed in seeds:
-        for name in _interleaved(list(algorithms), seed):
-            parts = parts_of[name]
-            trials.append(
-                Trial(
-                    algorithm=parts[0],
-                    fillers=tuple(parts[1:]),
-                    workload=workload.name,
-                    workload_version=workload.version,
-                    tier=workload.tier_name,
-                    precision=workload.tier.precision,
-                    data=data,
-                    protocol=rules.stamp(),
-                    study=0,
-                    point=0,
-                    seed=seed,
-                    device=device,
-                    device_class=device_class.name,
-                    threads=device_class.cores if device == "cpu" else None,
-                    timeout_s=workload.tier.timeout_s,
-                    checkpoint_every_s=CHECKPOINT_EVERY_S,
-                    command_line=request.command_line,
-                )
-            )
     return Plan(
-        trials=trials,
+        studies=_searched(cast, rules, shared) if rules.points else [_published(cast, seeds, shared)],
         workload=workload,
         protocol=rules,
         device_class=device_class,
-        references={name: reference_of(stack[0], workload, registry) for name, stack in algorithms.items()},
+        references=references,
         algorithms=algorithms,
     )
+
+
+def _refuse_free_choice(request: Request, rules: Protocol) -> None:
+    """Refuse what a searched protocol decides itself, and protocols that only name imported results."""
+    if rules.search == "imported":
+        raise BadValue(f"protocol {rules.name} cannot be run here: its results were imported")
+    if rules.search == "published":
+        return
+    if request.seeds is not None:
+        raise BadValue(f"protocol {rules.name} has seeds of its own", hint="leave out --seed and --seeds")
+    own = [name for name in settings_of(request) if name in request.plugins]
+    if own:
+        raise BadValue(
+            f"protocol {rules.name} searches the hyperparameters of {', '.join(own)} itself",
+            hint="leave out --set, or use --protocol default",
+        )
+
+
+class _Role:
+    """One algorithm under test with what fills the other slots: the part of a trial that differs between algorithms."""
+
+    def __init__(
+        self, registry: Registry, stack: Sequence[Algorithm], workload: Workload, rules: Protocol, reference: str
+    ) -> None:
+        self._registry, self._first, self._rules = registry, stack[0], rules
+        self._tuned = workload.tier.reference.get(stack[0].name, {})
+        self._parts = _parts(registry, stack)
+        self._reference = reference
+
+    def at(self, point: Point | None) -> dict[str, Any]:
+        """Return the fields of a trial at ``point`` of the search, or at the setting that was asked for."""
+        name, part = self._first.name, self._parts[0]
+        if point is not None:
+            values = {**self._tuned, **at(self._space(), point)}
+            part = part.model_copy(update={"values": self._registry.algorithm(name, **values).hyperparameters()})
+        tuned = self._registry.algorithm(name, **self._tuned) if name == self._reference else None
+        as_tuned = tuned is not None and (point is not None or tuned == self._first)
+        fillers = tuple(self._parts[1:])
+        return {"algorithm": part, "fillers": fillers, "reference": self._reference, "is_reference": as_tuned}
+
+    def _space(self) -> dict[str, Any]:
+        name, cls = self._first.name, type(self._first)
+        if self._rules.search == "learning-rate":
+            published = getattr(self._first, "lr", None)
+            if not isinstance(published, float) or published <= 0:
+                raise BadValue(f"protocol {self._rules.name} needs a learning rate, and {name!r} has no number lr > 0")
+            return {"lr": Log(published / LEARNING_RATE_SPAN, published * LEARNING_RATE_SPAN)}
+        space = search_space(cls)
+        if not 1 <= len(space) <= DIMENSIONS:
+            raise BadValue(
+                f"protocol {self._rules.name} searches 1 to {DIMENSIONS} hyperparameters, and {name!r} declares "
+                f"{len(space)} search ranges",
+                hint="use --protocol default, or declare ranges: hyper(..., search=Log(low, high))",
+            )
+        return space
+
+
+def _published(cast: Mapping[str, _Role], seeds: Sequence[int], shared: Mapping[str, Any]) -> list[Trial]:
+    """Return one trial per seed and algorithm; the order of the algorithms changes from seed to seed."""
+    fields = {name: role.at(None) for name, role in cast.items()}
+    return [
+        Trial(**fields[name], **shared, phase="measure", study=0, point=0, seed=seed)
+        for seed in seeds
+        for name in _interleaved(list(cast), seed)
+    ]
+
+
+def _searched(cast: Mapping[str, _Role], rules: Protocol, shared: Mapping[str, Any]) -> list[list[Trial]]:
+    """Return the trials of every study: all its points with the study's number as their seed."""
+    return [
+        [
+            Trial(**cast[name].at(point), **shared, phase="tune", study=study, point=number, seed=study)
+            for number, point in enumerate(points)
+            for name in _interleaved(list(cast), study * len(points) + number)
+        ]
+        for study, points in enumerate(rules.points)
+    ]
 
 
 def _absolute(tokenizer: str | None) -> str | None:
     """Return the name of a tokenizer's file so that a worker finds it from any folder; other names stay."""
     is_file = tokenizer is not None and Path(tokenizer).is_file()
     return str(Path(tokenizer).absolute()) if tokenizer is not None and is_file else tokenizer
-
-
-def open_workload(registry: Registry, name: str, tier: str, request: DataRequest | None = None) -> Workload:
-    """Open one tier of a workload on the requested data."""
-    return registry.workload_class(name)(tier, request or DataRequest())
-
-
-def default_tier(registry: Registry, workload: str, device: str) -> str:
-    """Return the tier that is meant for this kind of device: the first one that says so, else the smallest."""
-    tiers = registry.workload_class(workload).tiers
-    kind = device.partition(":")[0]
-    return next((name for name, tier in tiers.items() if kind in tier.default_on), next(iter(tiers)))
 
 
 def _parts(registry: Registry, stack: Sequence[Algorithm]) -> list[Part]:
@@ -150,65 +228,6 @@ def _parts(registry: Registry, stack: Sequence[Algorithm]) -> list[Part]:
                 )
             )
     return parts
-
-
-def stacks(registry: Registry, request: Request, workload: Workload) -> dict[str, list[Algorithm]]:
-    """Return, by the name of the algorithm under test, all algorithms of its trials in order of precedence."""
-    settings = _settings(request)
-    tuned = workload.tier.reference
-
-    def build(name: str, *, plain: bool = False) -> Algorithm:
-        return registry.algorithm(name, {} if plain else settings.get(name), **tuned.get(name, {}))
-
-    extras = [build(name) for name in request.with_plugins]
-    reference = {name: build(name, plain=True) for name in tuned}
-    found = {name: [build(name), *extras, *reference.values()] for name in request.plugins}
-    for name, stack in found.items():
-        _refuse_idle(name, stack, request.with_plugins)
-    for name in [reference_of(stack[0], workload, registry) for stack in found.values()]:
-        if request.reference and name not in found:
-            others = [part for other, part in reference.items() if other != name]
-            found[name] = [reference[name], *extras, *others]
-    return found
-
-
-def reference_of(algorithm: Algorithm, workload: Workload, registry: Registry) -> str:
-    """Return the part of the workload's reference that fills a slot of ``algorithm``, else its first part."""
-    names = list(workload.tier.reference)
-    wanted = set(slots(algorithm))
-    return next((name for name in names if wanted & set(slots(registry.algorithm_class(name)))), names[0])
-
-
-def _refuse_idle(name: str, stack: Sequence[Algorithm], with_plugins: Sequence[str]) -> None:
-    owners = set(map(id, fill(stack).values()))
-    for algorithm in stack[1 : 1 + len(with_plugins)]:
-        if id(algorithm) not in owners:
-            raise BadValue(
-                f"--with {algorithm.name} would do nothing: {name!r} fills {', '.join(slots(stack[0]))} itself",
-                hint="leave it out",
-            )
-
-
-def _settings(request: Request) -> dict[str, dict[str, str]]:
-    """Sort the texts ``name=value`` and ``plugin.name=value`` by plugin."""
-    named = [*request.plugins, *request.with_plugins]
-    found: dict[str, dict[str, str]] = {}
-    for text in request.settings:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise BadValue(f"--set {text!r} is not of the form name=value", hint="for example: --set lr=0.01")
-        plugin, dot, name = key.rpartition(".")
-        if not dot:
-            if len(request.plugins) != 1:
-                raise BadValue(
-                    f"--set {text!r} does not say which of {', '.join(request.plugins)} it is for",
-                    hint=f"write --set {request.plugins[0]}.{key}={value}",
-                )
-            plugin = request.plugins[0]
-        if plugin not in named:
-            raise UnknownName("plugin of this run", plugin, named)
-        found.setdefault(plugin, {})[name] = value
-    return found
 
 
 def _interleaved(names: list[str], seed: int) -> list[str]:

@@ -14,12 +14,13 @@ import pyarrow as pa
 
 from bench.trial import Trial
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _TEXT, _INT, _REAL, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
 IDENTITY = (
     ("trial_id", _TEXT),
+    ("origin", _TEXT),  # null for trials of this program, else what they were imported from
     ("algorithm", _TEXT),
     ("algorithm_version", _TEXT),
     ("algorithm_source_sha256", _TEXT),
@@ -35,9 +36,12 @@ IDENTITY = (
     ("protocol", _TEXT),
     ("protocol_version", _TEXT),
     ("protocol_sha256", _TEXT),
+    ("phase", _TEXT),  # measure, tune or rerun
     ("study", _INT),
     ("point", _INT),
     ("seed", _INT),
+    ("reference", _TEXT),  # the algorithm that this one is compared with
+    ("is_reference", _BOOL),
     ("device_class", _TEXT),
     ("device_listed", _BOOL),
 )
@@ -49,6 +53,7 @@ RESULT = (
     ("target", _REAL),
     ("time_to_target_s", _REAL),  # null when missed
     ("steps_to_target", _INT),
+    ("evaluations_to_target", _INT),  # number of the evaluation that met the target, counted from 0
     ("time_to_target_interpolated_s", _REAL),
     ("steps_to_target_interpolated", _REAL),
     ("quality", _REAL),  # at the last evaluation, that is at the end of the budget unless the trial stopped earlier
@@ -115,6 +120,9 @@ PROVENANCE = (
     ("cuda_version", _TEXT),
 )
 
+SINCE_2 = {"origin": None, "phase": "measure", "reference": None, "is_reference": None, "evaluations_to_target": None}
+"""The columns that schema version 2 added, with what a row of version 1 has in them."""
+
 TRIALS = pa.schema(
     [("schema_version", pa.int32()), *IDENTITY, *RESULT, *COST, *PROVENANCE],
     metadata={"bench_table": "trials", "bench_schema_version": str(SCHEMA_VERSION)},
@@ -157,9 +165,12 @@ def identity_columns(trial: Trial) -> dict[str, Any]:
         "protocol": trial.protocol.name,
         "protocol_version": trial.protocol.version,
         "protocol_sha256": trial.protocol.sha256,
+        "phase": trial.phase,
         "study": trial.study,
         "point": trial.point,
         "seed": trial.seed,
+        "reference": trial.reference,
+        "is_reference": trial.is_reference,
         "device_class": trial.device_class,
         "command_line": trial.command_line,
     }
@@ -262,6 +273,7 @@ def _quality(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[
     hit = next((i for i, value in enumerate(values) if is_hit(value, times_s[i], **facts)), None)
     if hit is None:
         return found
+    found["evaluations_to_target"] = hit
     found["steps_to_target"] = rows[hit]["step"]
     found["time_to_target_s"] = rows[hit]["cost"]["time_s"]
     if hit and math.isfinite(values[hit - 1]):

@@ -4,6 +4,7 @@
     results/runs/<trial id>/    trial.json, events.jsonl (the truth), worker.log, checkpoint.pt while it runs
     results/trials/             Parquet, one row per trial; pandas reads the folder
     results/curves/             Parquet, one row per evaluation
+    results/protocols/          the rules, points among them, of each protocol that a trial belongs to
 
 Each trial writes files of its own, so any number of processes write one store without a lock on it.
 """
@@ -17,9 +18,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from bench import record
 from bench.errors import BadStore
-from bench.trial import MEASURED, Trial
+from bench.protocol import Protocol, protocols
+from bench.trial import MEASURED, Trial, digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,6 +95,17 @@ class Store:
             raise BadStore(f"cannot write {folder}: {error.strerror}", hint="name another: --results DIR") from None
         return folder
 
+    def is_running(self, trial: Trial) -> bool:
+        """Return whether a worker has ``trial`` at the moment."""
+        path = self.root / "runs" / trial.trial_id / "lock"
+        if not path.exists():
+            return False
+        try:
+            with FileLock(path, timeout=0):
+                return False
+        except Timeout:
+            return True
+
     def finished(self, trial: Trial) -> dict[str, Any] | None:
         """Return the row of ``trial`` if its outcome is a measurement, else ``None``."""
         events = read_events(self.root / "runs" / trial.trial_id)
@@ -125,6 +140,42 @@ class Store:
         pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=TABLES[table]), temporary)
         temporary.replace(folder / f"{trial_id}.parquet")
 
+    # -- protocols -------------------------------------------------------------------------------------------------
+    def keep(self, protocol: Protocol) -> None:
+        """Store the rules of ``protocol``, so that its results can be read wherever they go."""
+        folder = self.root / "protocols"
+        folder.mkdir(exist_ok=True)
+        text = json.dumps(protocol.rules(), indent=1, sort_keys=True) + "\n"
+        write_text(folder / f"{protocol.name}-{protocol.sha256[:12]}.json", text)
+
+    def protocols(self) -> dict[str, Protocol]:
+        """Return, by their hash, the stored protocols and the installed ones; a file that is none is named."""
+        found = {protocol.sha256: protocol for protocol in protocols().values()}
+        for path in sorted((self.root / "protocols").glob("*.json")):
+            try:
+                stored = Protocol.read(json.loads(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError, AttributeError) as error:
+                raise BadStore(f"{path} is not a protocol: {error}", hint="give its bench run command again") from None
+            found[stored.sha256] = stored
+        return found
+
+    # -- results of others -----------------------------------------------------------------------------------------
+    def put_foreign(self, trials: pa.Table, origin: str, protocols: Sequence[Protocol]) -> None:
+        """Replace what was imported from ``origin`` by ``trials``; refused where other results are.
+
+        Imported rows have no event log, so they live in folders of their own and are never mixed with measured ones.
+        """
+        name = digest(origin)[:20]
+        others = sorted(path.name for path in (self.root / "trials").glob("*.parquet") if path.stem != name)
+        if others or any((self.root / "runs").glob("*")):
+            raise BadStore(
+                f"the results folder {str(self.root)!r} holds other results than those of {origin}",
+                hint="import into a folder of its own: --results DIR",
+            )
+        for protocol in protocols:
+            self.keep(protocol)
+        self._write("trials", name, trials.to_pylist())
+
     # -- all trials ------------------------------------------------------------------------------------------------
     def table(self, name: str) -> pa.Table:
         """Return the table ``name`` (``trials`` or ``curves``), rows ordered by trial; a broken file is named."""
@@ -140,19 +191,30 @@ class Store:
                 raise BadStore(
                     f"{path} cannot be read: {error}", hint="give its bench run command again: the log is read anew"
                 ) from None
-            self._check_part(path, part, schema)
-            parts.append(part.select(schema.names).cast(schema))
+            parts.append(self._check_part(path, part, schema))
         return pa.concat_tables(parts) if parts else schema.empty_table()
 
-    def _check_part(self, path: Path, part: pa.Table, schema: pa.Schema) -> None:
-        found = (part.schema.metadata or {}).get(b"bench_schema_version")
-        if found is None:
-            raise BadStore(f"{path} is not a table of bench", hint="move it out of the results folder")
-        if int(found) > record.SCHEMA_VERSION:
-            raise BadStore(f"{path} has schema version {int(found)}; this bench reads up to {record.SCHEMA_VERSION}")
+    def _check_part(self, path: Path, part: pa.Table, schema: pa.Schema) -> pa.Table:
+        """Return ``part`` with the columns of ``schema``: those that came later have what older rows stand for."""
+        import pyarrow as pa
+
+        try:
+            found = int((part.schema.metadata or {})[b"bench_schema_version"])
+        except (KeyError, ValueError):
+            raise BadStore(f"{path} is not a table of bench", hint="move it out of the results folder") from None
+        if found > record.SCHEMA_VERSION:
+            raise BadStore(f"{path} has schema version {found}; this bench reads up to {record.SCHEMA_VERSION}")
+        for name, value in record.SINCE_2.items() if found < 2 else ():
+            if name in schema.names and name not in part.schema.names:
+                kind = schema.field(name).type
+                part = part.append_column(name, pa.array([value] * len(part), type=kind))
         lacking = [name for name in schema.names if name not in part.schema.names]
         if lacking:
             raise BadStore(f"{path} lacks the columns {', '.join(lacking)}", hint="give its bench run command again")
+        try:
+            return part.select(schema.names).cast(schema)
+        except pa.ArrowException as error:
+            raise BadStore(f"{path} has a column of another type: {error}", hint="move it out of the folder") from None
 
     def trials(self) -> pd.DataFrame:
         """Return ``trials`` as a pandas frame."""

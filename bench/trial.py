@@ -32,6 +32,10 @@ MEASURED = frozenset({"reached", "missed", "completed", "diverged", "timeout"})
 FAILED = frozenset({"out_of_memory", "timeout", "error", "interrupted"})
 """The outcomes after which a command ends with exit code 1."""
 
+Phase = Literal["measure", "tune", "rerun"]
+"""What a trial is for: the setting that a protocol fixes, one point of a study's search, or the repetition of the point
+that a study selected."""
+
 Outcome = Literal["reached", "missed", "completed", "diverged", "out_of_memory", "timeout", "error", "interrupted"]
 
 
@@ -70,7 +74,12 @@ class Protocol(Strict):
 
 
 class Trial(Strict):
-    """Everything that a worker needs to run one trial, as stored in ``trial.json``."""
+    """Everything that a worker needs to run one trial, as stored in ``trial.json``.
+
+    ``reference`` names the algorithm that this one is compared with, and ``is_reference`` says that this is a trial of
+    that algorithm as the workload or the protocol tunes it. The limits come from the protocol, whose hash is in the
+    identity.
+    """
 
     algorithm: Part
     fillers: tuple[Part, ...]
@@ -89,6 +98,11 @@ class Trial(Strict):
     timeout_s: float
     checkpoint_every_s: float
     command_line: str
+    phase: Phase = "measure"
+    reference: str | None = None
+    is_reference: bool | None = None
+    budget_factor: float = 1.0
+    stop_at_target: bool = False
 
     def identity(self) -> dict[str, Any]:
         """Return what can change the result, and nothing else."""

@@ -24,16 +24,16 @@ from bench.calibration import Calibration, pin_threads
 from bench.clock import Clock
 from bench.devices import detect
 from bench.errors import BadData, BenchError, BrokenPlugin, TrialBusy
-from bench.plan import open_workload
 from bench.probes import AllocatorPeaks, NvmlProbe
 from bench.recorder import Recorder, tell, vars_of
 from bench.registry import Registry
+from bench.request import open_workload
 from bench.run import Run, derive_seed
 from bench.source import source_sha256
 from bench.store import EventLog, Store
 from bench.trial import Part, Trial
 from bench.worker_environment import DIE_WITH_PARENT
-from bench.workload import DataRequest, Workload
+from bench.workload import DataRequest, Limits, Workload
 
 WARMUP_STEPS = 2
 
@@ -155,7 +155,8 @@ def _reopen(registry: Registry, trial: Trial) -> Workload:
     directory = Path(trial.data.directory) if trial.data.directory is not None else None
     source = None if directory is not None else trial.data.source
     request = DataRequest(source=source, directory=directory, tokenizer=trial.data.tokenizer)
-    workload = open_workload(registry, trial.workload, trial.tier, request)
+    limits = Limits(budget_factor=trial.budget_factor, stop_at_target=trial.stop_at_target)
+    workload = open_workload(registry, trial.workload, trial.tier, request, limits)
     found = workload.data().sha256
     if found != trial.data.sha256:
         raise BadData(f"the data changed after this trial was planned: {trial.data.sha256[:12]} is now {found[:12]}")

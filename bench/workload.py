@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -78,9 +78,23 @@ class DataIdentity:
     label: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a protocol changes of every tier: its budget by a factor, and whether a trial ends at its target."""
+
+    budget_factor: float = 1.0
+    stop_at_target: bool = False
+
+    def apply(self, tier: Tier) -> Tier:
+        """Return ``tier`` under these limits."""
+        budget_s = None if tier.budget_s is None else tier.budget_s * self.budget_factor
+        patience = 0 if self.stop_at_target else tier.patience_steps
+        return replace(tier, steps=round(tier.steps * self.budget_factor), budget_s=budget_s, patience_steps=patience)
+
+
 @dataclass(frozen=True)
 class Workload(ABC):
-    """One tier of a fixed problem, bound to its data.
+    """One tier of a fixed problem, bound to its data and to the limits of a protocol.
 
     A subclass sets the class facts and implements the methods. ``version`` is raised by any change that can change a
     result; records compare only within the same major.minor. ``roles`` maps patterns of parameter names to roles.
@@ -96,6 +110,7 @@ class Workload(ABC):
 
     tier_name: str
     request: DataRequest = field(default_factory=DataRequest)
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         """Refuse a tier or a source that this workload does not have."""
@@ -108,8 +123,8 @@ class Workload(ABC):
 
     @property
     def tier(self) -> Tier:
-        """The tier's definition."""
-        return self.tiers[self.tier_name]
+        """The tier's definition, under the limits of the protocol."""
+        return self.limits.apply(self.tiers[self.tier_name])
 
     @property
     def source(self) -> str:

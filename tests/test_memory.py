@@ -13,7 +13,7 @@ from torch import nn
 from bench import Algorithm, Role
 from bench.errors import SlotFault
 from bench.memory import PRECISIONS, estimate
-from bench.plan import Request, open_workload, stacks
+from bench.request import Request, open_workload, stacks
 from bench.probes import rss_peak_bytes
 
 GIGA = 1e9

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from bench.errors import BadData, BadValue, SlotMismatch, UnknownName
-from bench.plan import Request, default_tier, make_plan, open_workload, stacks
+from bench.plan import make_plan
+from bench.request import Request, default_tier, open_workload, stacks
 from bench.source import source_sha256
 from bench.workload import DataRequest
 

@@ -11,7 +11,7 @@ import click
 from bench.errors import BadValue
 
 if TYPE_CHECKING:
-    from bench.plan import Request
+    from bench.request import Request
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -60,8 +60,8 @@ def run_options(command: F) -> F:
 
 def request_of(options: dict[str, Any]) -> Request:
     """Turn the parsed options into a request; contradictions raise."""
-    from bench.plan import Request
     from bench.provenance import command_line
+    from bench.request import Request
 
     plugins = [name.strip() for name in options["plugins"].split(",") if name.strip()]
     if not plugins:

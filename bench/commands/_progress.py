@@ -28,7 +28,8 @@ class Progress:
         self._tier = plan.workload.tier
         self._workload = plan.workload
         self._console = Console(highlight=False)
-        self._total = len(plan.trials)
+        self._total = plan.size
+        self._searched = plan.protocol.search != "published"
         self._number = 0
         self._task: TaskID | None = None
         self._started = 0.0
@@ -78,8 +79,14 @@ class Progress:
         took = seconds_text(time.monotonic() - self._started)
         self._console.print(escape(f"{self._name(trial)}: {row['outcome']}{reason} ({took})"), soft_wrap=True)
 
+    def wait(self, trial: Trial) -> None:
+        """Another process runs a trial of this plan, and nothing else is left to do."""
+        self._console.print(escape(f"waiting: another process runs {trial.algorithm.name}, seed {trial.seed}"))
+
     def _name(self, trial: Trial) -> str:
-        return f"[{self._number}/{self._total}] {trial.algorithm.name}, seed {trial.seed}"
+        where = f"study {trial.study}, point {trial.point}, " if self._searched else ""
+        again = ", repeated" if trial.phase == "rerun" else ""
+        return f"[{self._number}/{self._total}] {trial.algorithm.name}, {where}seed {trial.seed}{again}"
 
     def _state(self, event: Mapping[str, Any]) -> str:
         quality, train_loss = float(event["quality"]), event["train_loss"]

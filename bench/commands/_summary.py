@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench.commands._print import bytes_text, seconds_text, show_table
+from bench.hyperparameter import search_space
 
 if TYPE_CHECKING:
     from bench.plan import Plan
@@ -30,7 +32,7 @@ def show_header(plan: Plan, store: Store | None) -> None:
         "target": f"{target}, budget {tier.steps} steps",
         "device": f"{plan.device_class.name}{listed}",
         "protocol": f"{plan.protocol.name} {plan.protocol.version}: {plan.protocol.summary}",
-        "trials": f"{len(trials)}, algorithms {', '.join(plan.algorithms)} {_reference_words(plan)}",
+        "trials": f"{plan.size}, algorithms {', '.join(plan.algorithms)} {_reference_words(plan)}",
     }
     if store is not None:
         lines["results"] = str(store.root)
@@ -46,6 +48,9 @@ def _reference_words(plan: Plan) -> str:
 
 def show_summary(plan: Plan, rows: Sequence[Mapping[str, Any]], store: Store) -> None:
     """Print one line per algorithm: target reached or not, time, steps, memory, against the reference."""
+    if plan.protocol.search != "published":
+        _show_selected(plan, rows)
+        rows = [row for row in rows if row["phase"] == "rerun"] or rows
     by_name = {name: [row for row in rows if row["algorithm"] == name] for name in plan.algorithms}
     click.echo()
     show_table(
@@ -64,6 +69,35 @@ def show_summary(plan: Plan, rows: Sequence[Mapping[str, Any]], store: Store) ->
             f"\nprotocol {plan.protocol.name}: a first look, never ranked; for a comparison use --protocol default"
         )
     click.echo(f"recorded in {store.root}; see: bench leaderboard --results {store.root}")
+
+
+def _show_selected(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print what each study selected, and what its repetition with a fresh seed gave."""
+    click.echo()
+    found = []
+    for row in rows:
+        if row["phase"] != "rerun":
+            continue
+        same = ("algorithm", "study", "point")
+        first = next(other for other in rows if other["phase"] == "tune" and all(other[k] == row[k] for k in same))
+        found.append(
+            {
+                "algorithm": row["algorithm"],
+                "study": row["study"],
+                "selected": _changed(plan, row),
+                "steps, selected": first["steps_to_target"],
+                "steps, repeated": row["steps_to_target"],
+            }
+        )
+    show_table(found, "table", fold=["selected"])
+    click.echo("\nThe repetitions, with seeds that their studies have not seen:\n")
+
+
+def _changed(plan: Plan, row: Mapping[str, Any]) -> str:
+    """Return the searched values of a row, as text."""
+    values: Mapping[str, Any] = json.loads(row["hyperparameters"])
+    named = search_space(type(plan.algorithms[row["algorithm"]][0]))
+    return ", ".join(f"{name}={values[name]}" for name in named)
 
 
 def _line(name: str, cell: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, str]:

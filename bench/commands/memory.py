@@ -20,8 +20,8 @@ from bench.errors import BadValue
 def command(plugins: str, workload: str, tier: str | None, settings: tuple[str, ...], form: str) -> None:
     """Count what a tier needs in memory, on tensors without storage: pure bf16, and fp32 weights and states."""
     from bench.memory import PRECISIONS, estimate
-    from bench.plan import Request, open_workload, stacks
     from bench.registry import Registry
+    from bench.request import Request, open_workload, stacks
 
     registry = Registry()
     names = [name.strip() for name in plugins.split(",") if name.strip()]

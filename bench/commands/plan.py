@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @format_option
 def command(form: str, **options: Any) -> None:
     """Show the trials that `bench run` with the same options would do."""
+    from bench.campaign import known_trials
     from bench.commands._summary import show_header
     from bench.plan import make_plan
     from bench.registry import Registry
@@ -31,13 +32,15 @@ def command(form: str, **options: Any) -> None:
     known = _known_times(store, plan)
     bytes_of = {name: _bytes(plan, name) for name in plan.algorithms}
     rows: list[dict[str, Any]] = []
-    for trial in plan.trials:
+    trials = known_trials(plan, store)
+    for trial in trials:
         done = store is not None and store.finished(trial) is not None
         seconds, basis = _seconds(trial, plan, known)
         rows.append(
             {
                 "trial": trial.trial_id,
                 "algorithm": trial.algorithm.name,
+                **({} if plan.protocol.search == "published" else {"study": trial.study, "point": trial.point}),
                 "seed": trial.seed,
                 "state": "recorded" if done else "to do",
                 "seconds": 0.0 if done else seconds,
@@ -59,6 +62,8 @@ def command(form: str, **options: Any) -> None:
     click.echo(
         f"\nIn all: {'unknown time' if math.isnan(total) else seconds_text(total)} without evaluation and start-up."
     )
+    if plan.size > len(trials):
+        click.echo(f"{plan.size - len(trials)} repetitions of selected points follow once their studies are through.")
     click.echo("Memory is weights, gradients and optimizer states; activations and the framework come on top.")
 
 

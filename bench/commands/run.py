@@ -17,11 +17,12 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     """Train a workload with one or more algorithms and record what it took.
 
     Beside each seed of an algorithm runs the same seed of the workload's tuned reference. Trials that are recorded
-    already are not run again; an interrupted one goes on where it stopped.
+    already are not run again; an interrupted one goes on where it stopped. A protocol that searches (external, grid-lr)
+    tries its points, the reference's too, and repeats what each study selects with fresh seeds.
     """
+    from bench.campaign import run_plan
     from bench.commands._progress import Progress
     from bench.commands._summary import show_header, show_summary
-    from bench.executor import run_trial
     from bench.plan import make_plan
     from bench.registry import Registry
     from bench.store import Store
@@ -29,17 +30,7 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     plan = make_plan(Registry(), request_of(options))
     store = Store(options["results"], create=True)
     show_header(plan, store)
-    rows = []
     with Progress(plan) as progress:
-        for trial in plan.trials:
-            row = store.finished(trial)
-            if row is not None:
-                row = store.finalise(trial)
-                progress.skip(trial, row)
-            else:
-                progress.start(trial)
-                row = run_trial(trial, store, progress.event)
-                progress.end(trial, row)
-            rows.append(row)
+        rows = run_plan(plan, store, progress)
     show_summary(plan, rows, store)
     ctx.exit(1 if any(row["outcome"] in FAILED for row in rows) else 0)

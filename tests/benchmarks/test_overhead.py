@@ -14,7 +14,7 @@ import torch
 from bench.assembly import Parts, assemble
 from bench.clock import Clock
 from bench.loop import train
-from bench.plan import Request, stacks
+from bench.request import Request, stacks
 from bench.registry import Registry
 from bench.run import Run
 from bench.workload import Workload

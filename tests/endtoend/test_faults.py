@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from bench.calibration import Pinning
-from bench.plan import Request, make_plan
+from bench.plan import make_plan
+from bench.request import Request
 from bench.record import TRIALS
 from bench.registry import Registry
 from bench.store import Store, read_events

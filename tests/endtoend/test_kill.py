@@ -180,8 +180,9 @@ def test_a_worker_whose_parent_ended_while_it_started_does_nothing(bench, planne
 @pytest.fixture
 def planned(bench_here):
     """Make a store that holds a trial which never ran; returns the trial's folder."""
-    from bench.plan import Request, make_plan
+    from bench.plan import make_plan
     from bench.registry import Registry
+    from bench.request import Request
 
     def make(results: Path) -> Path:
         plan = make_plan(Registry(), Request(plugins=["adamw"], workload="micro", reference=False))
