@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from bench.hyperparameter import Choice, Linear, Log, hyper
     from bench.registry import Registry
     from bench.roles import HIDDEN_MATRICES, Role
-    from bench.run import Run
+    from bench.context import Run
     from bench.spec import hookimpl
     from bench.workload import DataIdentity, DataRequest, Target, Tier, Workload
 
@@ -63,7 +63,7 @@ _HOME = {
     "NamedParameters": "algorithm",
     "Registry": "registry",
     "Role": "roles",
-    "Run": "run",
+    "Run": "context",
     "Schedule": "algorithm",
     "Selector": "algorithm",
     "Target": "workload",

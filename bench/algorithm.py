@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from bench.run import Run
+    from bench.context import Run
 
 Batch = Mapping[str, "Tensor"]
 NamedParameters = Iterable[tuple[str, "nn.Parameter"]]

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bench.algorithm import TRAINING_SLOTS, Algorithm, Batch, Freezer, Learner, Schedule, Selector, slots
+from bench.context import Run, adapted_roles, autocast
 from bench.errors import BenchError, SlotFault, SlotMismatch
 from bench.roles import assign_roles
-from bench.run import Run, adapted_roles, autocast
 from bench.workload import Workload
 
 

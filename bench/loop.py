@@ -13,8 +13,8 @@ from bench.algorithm import Batch
 from bench.assembly import Parts
 from bench.checkpoint import random_state, set_random_state
 from bench.clock import Clock
+from bench.context import autocast
 from bench.errors import SlotFault
-from bench.run import autocast
 from bench.workload import Workload
 
 

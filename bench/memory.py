@@ -14,9 +14,9 @@ import torch
 
 from bench.algorithm import Algorithm
 from bench.assembly import assemble
+from bench.context import Run
 from bench.errors import BenchError, SlotFault
 from bench.probes import optimizer_state_bytes
-from bench.run import Run
 from bench.workload import Precision, Workload
 
 PRECISIONS: tuple[tuple[Precision, str], ...] = (("bf16", "pure bf16"), ("fp32", "fp32 weights and states"))

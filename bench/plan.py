@@ -10,6 +10,7 @@ from typing import Any
 
 from bench.algorithm import TRAINING_SLOTS, Algorithm
 from bench.assembly import check_fit, fill
+from bench.context import derive_seed
 from bench.devices import DeviceClass, detect, parse_device
 from bench.errors import BadValue
 from bench.hyperparameter import Log, search_space
@@ -17,7 +18,6 @@ from bench.protocol import DIMENSIONS, Point, Protocol, at, protocol
 from bench.record import TRIALS
 from bench.registry import Registry
 from bench.request import Request, default_tier, open_workload, reference_of, settings_of, stacks
-from bench.run import derive_seed
 from bench.source import source_sha256
 from bench.trial import MEASURED, Data, Part, Trial
 from bench.workload import DataRequest, Limits, Workload

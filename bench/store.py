@@ -41,7 +41,9 @@ class Store:
         try:
             if not (root / MARKER).exists():
                 self._start(create=create)
-            self._check_marker()
+            version = self._check_marker()
+            if create and version < record.SCHEMA_VERSION:  # what is about to be written is newer than the marker says
+                self._mark()
         except OSError as error:
             raise BadStore(
                 f"the results folder {str(root)!r} cannot be used: {error.strerror}", hint="name another: --results DIR"
@@ -62,9 +64,12 @@ class Store:
                 hint="name an empty or a new folder: --results DIR",
             )
         self.root.mkdir(parents=True, exist_ok=True)
+        self._mark()
+
+    def _mark(self) -> None:
         write_text(self.root / MARKER, json.dumps({"bench": "results", "schema_version": record.SCHEMA_VERSION}) + "\n")
 
-    def _check_marker(self) -> None:
+    def _check_marker(self) -> int:
         path = self.root / MARKER
         try:
             marker = json.loads(path.read_text(encoding="utf-8"))
@@ -78,6 +83,7 @@ class Store:
                 f"{str(self.root)!r} has schema version {version}; this bench reads up to {record.SCHEMA_VERSION}",
                 hint="install a newer bench, or name another folder: --results DIR",
             )
+        return version
 
     # -- one trial -------------------------------------------------------------------------------------------------
     def folder(self, trial: Trial) -> Path:
@@ -115,14 +121,18 @@ class Store:
     def finalise(self, trial: Trial) -> dict[str, Any]:
         """Derive and write both tables' rows of ``trial`` from its events; return the row of ``trials``.
 
-        They tell of the command that ran the trial, not of one that asks for it again.
+        They tell of the command that ran the trial, not of one that asks for it again; only what the trial is compared
+        with, which trials of schema version 1 do not say, is taken from the one that asks.
         """
         folder = self.root / "runs" / trial.trial_id
-        trial = Trial.read(folder / "trial.json")
+        stored = Trial.read(folder / "trial.json")
+        if stored.reference is None and trial.reference is not None:
+            stored = stored.model_copy(update={"reference": trial.reference, "is_reference": trial.is_reference})
+            write_text(folder / "trial.json", stored.text())
         events = read_events(folder)
-        row = record.trial_row(trial, events)
-        self._write("trials", trial.trial_id, [row])
-        self._write("curves", trial.trial_id, record.curve_rows(trial, events))
+        row = record.trial_row(stored, events)
+        self._write("trials", stored.trial_id, [row])
+        self._write("curves", stored.trial_id, record.curve_rows(stored, events))
         return row
 
     def unfinished(self) -> list[Trial]:

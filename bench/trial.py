@@ -115,9 +115,13 @@ class Trial(Strict):
         """The first 20 hexadecimal digits of the SHA-256 of the identity."""
         return digest(self.identity())[:20]
 
+    def text(self) -> str:
+        """Return the content of ``trial.json``."""
+        return self.model_dump_json(indent=1) + "\n"
+
     def write(self, path: Path) -> None:
         """Write ``trial.json``."""
-        path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        path.write_text(self.text(), encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Trial:

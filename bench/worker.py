@@ -22,13 +22,13 @@ from bench.algorithm import Algorithm
 from bench.assembly import Parts, assemble, check_fit, is_out_of_memory
 from bench.calibration import Calibration, pin_threads
 from bench.clock import Clock
+from bench.context import Run, derive_seed
 from bench.devices import detect
 from bench.errors import BadData, BenchError, BrokenPlugin, TrialBusy
 from bench.probes import AllocatorPeaks, NvmlProbe
 from bench.recorder import Recorder, tell, vars_of
 from bench.registry import Registry
 from bench.request import open_workload
-from bench.run import Run, derive_seed
 from bench.source import source_sha256
 from bench.store import EventLog, Store
 from bench.trial import Part, Trial

@@ -20,8 +20,8 @@ from torch import nn
 from bench import Algorithm, DataIdentity, Registry, Role, Run, Tier, Workload, hyper
 from bench.assembly import Parts, assemble
 from bench.clock import Clock
+from bench.context import derive_seed
 from bench.loop import Evaluation, train
-from bench.run import derive_seed
 
 settings.register_profile("suite", deadline=None, derandomize=True)  # machines are shared: no test asserts a time
 settings.load_profile("suite")

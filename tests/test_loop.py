@@ -13,9 +13,9 @@ import torch
 
 from bench import Algorithm
 from bench.clock import Clock
+from bench.context import derive_seed
 from bench.errors import SlotFault
 from bench.loop import parameter_counts, split, take_step
-from bench.run import derive_seed
 
 
 class Kind:

@@ -37,6 +37,8 @@ TRIAL = Trial(
     timeout_s=60.0,
     checkpoint_every_s=10.0,
     command_line="bench run",
+    reference="plain",
+    is_reference=True,
 )
 FACTS = {
     "metric": "loss",
@@ -105,7 +107,7 @@ def test_columns_are_unique_and_units_are_their_suffix():
 
 def test_both_tables_carry_name_and_version_of_their_schema():
     for schema, name in ((TRIALS, b"trials"), (CURVES, b"curves")):
-        assert schema.metadata == {b"bench_table": name, b"bench_schema_version": b"1"}
+        assert schema.metadata == {b"bench_table": name, b"bench_schema_version": b"2"}
 
 
 def test_every_column_has_a_producer_and_no_producer_has_another():
@@ -120,10 +122,11 @@ def test_every_column_has_a_producer_and_no_producer_has_another():
         *parameter_counts(torch.nn.Linear(1, 1)),
         *("wall_s", "rss_peak_bytes", "optimizer_state_bytes"),
     }
+    of_imports = {"origin"}
     derived = {name for name, _ in record.RESULT} - facts | {"schema_version", "trust_tier", "attempts", "finished_at"}
     assert facts <= set(TRIALS.names)
     assert cost == {name for name, _ in record.COST}
-    assert set(record.identity_columns(TRIAL)) | facts | cost | derived == set(TRIALS.names)
+    assert set(record.identity_columns(TRIAL)) | facts | cost | derived | of_imports == set(TRIALS.names)
 
 
 def test_a_whole_log_fills_every_column_that_has_a_value():
@@ -134,7 +137,7 @@ def test_a_whole_log_fills_every_column_that_has_a_value():
         started(**facts | {"budget_s": 60.0}), evaluated(0, 2.0), evaluated(4, 0.5, **cost), finished("reached")
     )
     assert set(found) == set(TRIALS.names)
-    assert {name for name, value in found.items() if value is None} == set()
+    assert {name for name, value in found.items() if value is None} == {"origin"}, "only imports have one"
     table = pa.Table.from_pylist([found], schema=TRIALS)
     assert table.to_pylist() == [found]
 
@@ -145,7 +148,7 @@ def test_identity_comes_from_the_trial():
     assert json.loads(found["hyperparameters"]) == {"lr": 0.1}
     assert [part["name"] for part in json.loads(found["fillers"])] == ["steady"]
     assert (found["data_source"], found["data_label"]) == ("drawn", "drawn features")
-    assert (found["trust_tier"], found["schema_version"]) == ("self-reported", 1)
+    assert (found["trust_tier"], found["schema_version"]) == ("self-reported", 2)
 
 
 # -- outcomes --------------------------------------------------------------------------------------------------------
@@ -187,8 +190,8 @@ def test_a_hit_is_the_first_evaluation_at_or_below_the_target():
 def test_a_miss_has_no_time_to_target():
     found = curve(3.0, 2.0, 1.5)
     names = [name for name in TRIALS.names if "to_target" in name]
-    assert len(names) == 4
-    assert [found[name] for name in names] == [None] * 4
+    assert len(names) == 5
+    assert [found[name] for name in names] == [None] * 5
 
 
 def test_a_tier_without_a_target_has_neither():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
+from bench.context import adapted_roles
 from bench.errors import BadValue
 from bench.roles import HIDDEN_MATRICES, Role, assign_roles
-from bench.run import adapted_roles
 
 NAMES = ["embedding.weight", "layers.0.q.weight", "layers.1.q.weight", "norm.weight"]
 PATTERNS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pyarrow as pa
@@ -12,6 +13,8 @@ import pytest
 
 from bench import record
 from bench.errors import BadStore
+from bench.protocol import protocol
+from bench.record import SCHEMA_VERSION, SINCE_2, TRIALS
 from bench.store import EventLog, Store
 from bench.trial import Data, Part, Protocol, Trial
 
@@ -71,7 +74,7 @@ def test_a_new_store_is_a_folder_with_a_marker_and_reads_as_empty_tables(results
     assert files(results.root) == ["store.json"]
     assert json.loads((results.root / "store.json").read_text(encoding="utf-8")) == {
         "bench": "results",
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
     }
     assert len(results.trials()) == len(results.curves()) == 0
     assert list(results.trials().columns) == record.TRIALS.names
@@ -128,8 +131,8 @@ def test_a_marker_of_another_kind_is_refused(tmp_path):
 
 
 def test_a_store_of_a_newer_schema_is_refused(tmp_path):
-    (tmp_path / "store.json").write_text('{"bench": "results", "schema_version": 2}', encoding="utf-8")
-    with pytest.raises(BadStore, match="has schema version 2; this bench reads up to 1") as caught:
+    (tmp_path / "store.json").write_text('{"bench": "results", "schema_version": 3}', encoding="utf-8")
+    with pytest.raises(BadStore, match="has schema version 3; this bench reads up to 2") as caught:
         Store(tmp_path, create=True)
     assert "newer bench" in caught.value.hint
 
@@ -312,7 +315,7 @@ def test_a_table_of_a_newer_schema_is_refused(results):
     path = results.root / "trials" / f"{trial().trial_id}.parquet"
     table = pq.read_table(path)
     pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"bench_schema_version": b"9"}), path)
-    with pytest.raises(BadStore, match="has schema version 9; this bench reads up to 1"):
+    with pytest.raises(BadStore, match="has schema version 9; this bench reads up to 2"):
         results.trials()
 
 
@@ -338,3 +341,85 @@ def test_a_corrupt_log_is_named_by_whatever_reads_it(results):
     for use in (lambda: results.finished(trial()), lambda: results.finalise(trial()), results.unfinished):
         with pytest.raises(BadStore, match=r"events\.jsonl, line 1 is not an event"):
             use()
+
+
+# -- schema version 1 ------------------------------------------------------------------------------------------------
+def as_version_1(results):
+    """Rewrite a store as schema version 1 left it."""
+    (results.root / "store.json").write_text('{"bench": "results", "schema_version": 1}', encoding="utf-8")
+    for path in (results.root / "trials").iterdir():
+        old = pq.read_table(path).drop_columns(list(SINCE_2))
+        pq.write_table(old.replace_schema_metadata({**old.schema.metadata, b"bench_schema_version": b"1"}), path)
+    for path in (results.root / "runs").glob("*/trial.json"):
+        known = json.loads(path.read_text())
+        late = ("phase", "reference", "is_reference", "budget_factor", "stop_at_target")
+        path.write_text(json.dumps({key: value for key, value in known.items() if key not in late}))
+
+
+def test_rows_of_schema_version_1_are_read_as_what_they_stand_for(results):
+    run(results, trial())
+    as_version_1(results)
+    (row,) = Store(results.root).trials().to_dict("records")
+    assert row["phase"] == "measure"
+    assert all(pd.isna(row[name]) for name in set(SINCE_2) - {"phase"})
+
+
+def test_asking_for_a_trial_of_version_1_again_says_what_it_is_compared_with(results):
+    run(results, trial())
+    as_version_1(results)
+    store = Store(results.root, create=True)
+    row = store.finalise(trial(reference="adamw", is_reference=False))
+    assert (row["reference"], row["is_reference"], row["evaluations_to_target"]) == (
+        "adamw",
+        False,
+        row["evaluations_to_target"],
+    )
+    assert store.trials()["reference"].to_list() == ["adamw"]
+    assert json.loads((store.root / "store.json").read_text())["schema_version"] == SCHEMA_VERSION
+
+
+def test_what_a_trial_is_compared_with_is_never_changed_afterwards(results):
+    run(results, trial(reference="adamw", is_reference=False))
+    assert results.finalise(trial(reference="sgd", is_reference=True))["reference"] == "adamw"
+
+
+# -- protocols and results of others ---------------------------------------------------------------------------------
+def test_protocols_come_back_by_their_hash_with_the_installed_ones(results):
+    mine = replace(protocol("external"), name="mine", studies=1, points=protocol("external").points[:1])
+    results.keep(mine)
+    found = results.protocols()
+    assert found[mine.sha256] == mine
+    assert found[protocol("default").sha256] == protocol("default")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": "x", "loud": true}', '{"name": 1, "points": 3}'])
+def test_a_file_that_is_no_protocol_is_named(results, text):
+    results.keep(protocol("quick"))
+    (path,) = (results.root / "protocols").iterdir()
+    path.write_text(text)
+    with pytest.raises(BadStore, match="is not a protocol"):
+        results.protocols()
+
+
+def foreign(**values):
+    row = dict.fromkeys(TRIALS.names) | {"schema_version": SCHEMA_VERSION, "trial_id": "f" * 20, "origin": "elsewhere"}
+    return pa.Table.from_pylist([row | values], schema=TRIALS)
+
+
+def test_imported_trials_are_read_like_measured_ones(results):
+    results.put_foreign(foreign(algorithm="theirs"), "elsewhere", [protocol("quick")])
+    results.put_foreign(foreign(algorithm="theirs again"), "elsewhere", [])
+    assert results.trials()["algorithm"].to_list() == ["theirs again"]
+    assert len(results.curves()) == 0
+
+
+def test_imported_trials_are_never_mixed_with_others(results):
+    run(results, trial())
+    with pytest.raises(BadStore, match="holds other results than those of elsewhere"):
+        results.put_foreign(foreign(), "elsewhere", [])
+
+
+def test_imports_of_two_origins_are_never_mixed(results):
+    results.put_foreign(foreign(), "elsewhere", [])
+    with pytest.raises(BadStore, match="holds other results than those of nowhere"):
+        results.put_foreign(foreign(), "nowhere", [])

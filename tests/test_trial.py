@@ -42,6 +42,11 @@ FACTS = {
     "timeout_s": 60.0,
     "checkpoint_every_s": 10.0,
     "command_line": "bench run --plugin galore --workload micro",
+    "phase": "measure",
+    "reference": "adamw",
+    "is_reference": False,
+    "budget_factor": 1.0,
+    "stop_at_target": False,
 }
 
 
@@ -103,6 +108,11 @@ INCIDENTAL = [
     (("data", "directory"), "/elsewhere"),
     (("data", "tokenizer"), "bytes"),
     (("data", "label"), "the same by another name"),
+    (("phase",), "rerun"),  # its seed and the protocol tell it apart
+    (("reference",), "sgd"),
+    (("is_reference",), True),
+    (("budget_factor",), 1.5),  # a rule of the protocol, whose hash is in the identity
+    (("stop_at_target",), True),
 ]
 
 

@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from bench import Batch, DataIdentity, Role, Target, Tier, Workload
-from bench.run import derive_seed
+from bench.context import derive_seed
 
 from ._batches import Batches, FixedBatches, validation_batches
 from ._documents import Embedded, LocalShards

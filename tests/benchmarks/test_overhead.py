@@ -13,10 +13,10 @@ import torch
 
 from bench.assembly import Parts, assemble
 from bench.clock import Clock
+from bench.context import Run
 from bench.loop import train
-from bench.request import Request, stacks
 from bench.registry import Registry
-from bench.run import Run
+from bench.request import Request, stacks
 from bench.workload import Workload
 
 BOUND = 1.02

@@ -16,10 +16,10 @@ import torch
 
 from bench.assembly import assemble
 from bench.clock import Clock
+from bench.context import Run
 from bench.loop import Evaluation, train
-from bench.request import Request, stacks
 from bench.registry import Registry
-from bench.run import Run
+from bench.request import Request, stacks
 from bench.workload import DataRequest
 
 PLAN = ("plan", "--plugin", "galore,adamw", "--workload", "llama-c4")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench.record import CURVES, TRIALS
+from bench.record import CURVES, SCHEMA_VERSION, TRIALS
 
 WITHOUT_GPU = ("nvml_peak_bytes", "nvml_steady_bytes", "allocator_peak_bytes", "reserved_peak_bytes", "energy_j")
 """Columns that are null on a machine without a GPU, each with its reason in another column."""
@@ -65,7 +65,7 @@ def test_run_trains_algorithm_and_reference_and_says_how_they_compare(done):
 def test_pandas_reads_every_column_of_the_schema(done, trials, curves):
     assert list(trials.columns) == TRIALS.names
     assert list(curves.columns) == CURVES.names
-    assert set(trials.schema_version) == set(curves.schema_version) == {1}
+    assert set(trials.schema_version) == set(curves.schema_version) == {SCHEMA_VERSION}
     assert set(curves.trial_id) == set(trials.trial_id)
     assert list((done[0] / "results").glob("*/.*")) == [], "temporary files are left"
 

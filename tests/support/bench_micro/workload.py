@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import Batch, DataIdentity, Role, Target, Tier, Workload
-from bench.run import derive_seed
+from bench.context import derive_seed
 
 from .moments import meet
 

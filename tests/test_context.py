@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.context import Run, derive_seed
 from bench.errors import BadValue
 from bench.roles import Role
-from bench.run import Run, derive_seed
 
 
 def draw(generator):
