@@ -37,12 +37,13 @@ if TYPE_CHECKING:
         Selector,
         slots,
     )
+    from bench.api import Results, load, run
+    from bench.context import Run
     from bench.entry import Entry, WorkloadEntry
     from bench.errors import BenchError
     from bench.hyperparameter import Choice, Linear, Log, hyper
     from bench.registry import Registry
     from bench.roles import HIDDEN_MATRICES, Role
-    from bench.context import Run
     from bench.spec import hookimpl
     from bench.workload import DataIdentity, DataRequest, Target, Tier, Workload
 
@@ -62,6 +63,7 @@ _HOME = {
     "Loss": "algorithm",
     "NamedParameters": "algorithm",
     "Registry": "registry",
+    "Results": "api",
     "Role": "roles",
     "Run": "context",
     "Schedule": "algorithm",
@@ -72,6 +74,8 @@ _HOME = {
     "WorkloadEntry": "entry",
     "hookimpl": "spec",
     "hyper": "hyperparameter",
+    "load": "api",
+    "run": "api",
     "slots": "algorithm",
 }
 
@@ -91,6 +95,7 @@ __all__ = [
     "Loss",
     "NamedParameters",
     "Registry",
+    "Results",
     "Role",
     "Run",
     "Schedule",
@@ -101,6 +106,8 @@ __all__ = [
     "WorkloadEntry",
     "hookimpl",
     "hyper",
+    "load",
+    "run",
     "slots",
 ]
 

@@ -1,178 +1,171 @@
 """Leaderboards: queries over the stored trials and nothing else.
 
 Trials compare only within one board: same workload (major.minor of its version), tier, precision, data, protocol and
-device class. Within a board a row is one setting of one algorithm over its seeds.
+device class (:data:`BOARD`). Within a board a row is one setting of one algorithm over its replicates; where the
+protocol searches the setting, it is the algorithm over its studies. Input order never shows, not in one bit.
+
+SPEED
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bench.protocol import protocols
-from bench.trial import MEASURED
+from bench import ranking
+from bench.cells import cells, figures
+from bench.labels import settings
+from bench.protocol import Protocol
+from bench.protocol import protocols as installed
+from bench.ranking import MEASURES, Measure
+from bench.score import BOARD, CELL, Numbers, board_keys, cell_hyperparameters, identify, reals, replicates
+from bench.terms import Terms, terms_of
 
-Measure = Literal["time", "steps", "memory", "energy", "quality"]
-MEASURES: tuple[Measure, ...] = ("time", "steps", "memory", "energy", "quality")
-
-BOARD = [
-    "workload",
-    "workload_minor",
-    "tier",
-    "precision",
-    "data_source",
-    "data_sha256",
-    "protocol",
-    "protocol_sha256",
-    "device_class",
-]
-"""What must be equal for two trials to compare."""
-
-ROW = ["algorithm", "algorithm_version", "algorithm_source_sha256", "hyperparameters", "fillers"]
-"""What makes a row of a board."""
+__all__ = ["BOARD", "CELL", "COLUMNS", "MEASURES", "Board", "Measure", "boards", "rows_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Board:
-    """One leaderboard: what all its rows share, its rows in order, and why it is not a ranking, if it is not."""
+    """One leaderboard: what all its rows share, its rows in order, and what to know when reading them.
+
+    ``shared`` has :data:`BOARD`, ``target``, ``metric``, ``metric_direction``, ``by``, ``confidence``, ``replicate``
+    (``seed`` or ``study``), ``protocol_version`` and ``origin``. ``rows`` has :data:`COLUMNS`.
+    """
 
     shared: dict[str, Any]
     rows: pd.DataFrame
-    notes: Sequence[str]
+    notes: tuple[str, ...]
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the rows, in order, as dictionaries."""
-        return [{str(key): value for key, value in row.items()} for row in self.rows.to_dict("records")]
+        """Return the rows, in order, as dictionaries; a figure that does not apply is NaN, a text ``None``."""
+        texts = {name for name in self.rows if isinstance(self.rows[name].dtype, pd.StringDtype)}
+        return [
+            {str(key): None if key in texts and not isinstance(value, str) else value for key, value in row.items()}
+            for row in self.rows.to_dict("records")
+        ]
 
 
-def boards(trials: pd.DataFrame, by: Measure = "time") -> list[Board]:
-    """Return every board in ``trials``, ordered by name; input order never matters."""
+def boards(trials: pd.DataFrame, by: Measure = "time", protocols: Mapping[str, Protocol] | None = None) -> list[Board]:
+    """Return every board in ``trials``, ordered by its keys.
+
+    ``protocols`` maps hashes to protocols (:meth:`bench.store.Store.protocols`; default: the installed ones). A board
+    whose protocol is not among them is shown and not ranked.
+    """
     if trials.empty:
         return []
-    trials = with_board_columns(trials.sort_values("trial_id"))
+    known = {rules.sha256: rules for rules in installed().values()} if protocols is None else protocols
+    trials = trials.reset_index(drop=True)
+    identity = identify(trials)
+    every, terms = cells(trials, identity), terms_of(trials, identity["board"].to_numpy(), by, known)
+    found: dict[int, Board] = {}
+    for level in {one.confidence for one in terms}:
+        numbers = [number for number, one in enumerate(terms) if one.confidence == level]
+        rows = every if len(numbers) == len(terms) else every[every["board"].isin(numbers)].reset_index(drop=True)
+        found |= zip(numbers, _boards(rows, [terms[number] for number in numbers], level), strict=True)
+    return [found[number] for number in range(len(terms))]
+
+
+def rows_of(board: Board, row: Mapping[str, Any], trials: pd.DataFrame) -> pd.DataFrame:
+    """Return the trials behind one row of ``board``, of all phases and outcomes.
+
+    The added column ``counted`` is true for the replicates that the row's figures are made of.
+    """
+    wanted = {name: board.shared[name] for name in BOARD} | {name: row[name] for name in CELL}
+    columns = {**board_keys(trials), **{name: trials[name] for name in CELL}}
+    columns["hyperparameters"] = cell_hyperparameters(trials)
+    here = np.ones(len(trials), dtype=bool)
+    for name, value in wanted.items():
+        same = columns[name].isna() if pd.isna(value) else columns[name].eq(value)
+        here &= same.to_numpy(dtype=bool)
+    found = trials[here]
+    return found.assign(counted=found.index.isin(replicates(found).index))
+
+
+# -- many boards at once: sums and tests take all rows in one go -------------------------------------------------------
+def _boards(every: pd.DataFrame, terms: Sequence[Terms], confidence: float) -> list[Board]:
+    """Return one board per element of ``terms``; ``every`` holds their cells, board by board."""
+    edges = np.flatnonzero(np.diff(every["board"].to_numpy(), prepend=-1, append=-1))
+    spans = [slice(int(start), int(end)) for start, end in pairwise(edges)]
+    plans = [_plan(every.iloc[part], one) for part, one in zip(spans, terms, strict=True)]
+    places = np.concatenate([part.start + plan.places for part, plan in zip(spans, plans, strict=True)])
+    rows = every.iloc[places].reset_index(drop=True)
+    reference, lacking = ranking.references(rows)
+    reference[~np.repeat([one.agreed for one in terms], np.diff(edges))] = -1
+    columns: dict[str, Any] = {**figures(rows, confidence), **ranking.ratios(rows, reference, confidence)}
+    columns["pareto"] = np.concatenate([plan.front[plan.places] for plan in plans])
+    texts: list[str] = []
+    standing = []
+    for part, one in zip(spans, terms, strict=True):
+        here = rows.iloc[part]
+        ranked = one.enough(here) & ranking.rankable(here, one.by, minimise=one.minimise)
+        group = ranking.groups_of(here, ranked, one.by, confidence, minimise=one.minimise)
+        standing.append((np.arange(1, len(here) + 1), ranked, group))
+        texts += settings(here)
+    order, ranked, group = (np.concatenate(parts) for parts in zip(*standing, strict=True))
+    columns |= {"order": order, "ranked": ranked, "group": group, "setting": pd.Series(texts, dtype="str")}
+    table = pd.DataFrame({name: columns.get(name, rows.get(name)) for name in COLUMNS}, copy=False)
     return [
-        _board(dict(zip(BOARD, key, strict=True)), group, by)
-        for key, group in trials.groupby(BOARD, sort=True, dropna=False)
+        Board(
+            shared={**one.shared, "by": one.by, "confidence": confidence},
+            rows=table.iloc[part].reset_index(drop=True),
+            notes=(*plan.notes, *one.notes(rows.iloc[part]), *(lacking.get(number, ()) if one.agreed else ())),
+        )
+        for number, part, one, plan in zip(every["board"].iloc[edges[:-1]], spans, terms, plans, strict=True)
     ]
 
 
-def with_board_columns(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return ``trials`` with the columns of :data:`BOARD` that are derived from others."""
-    return trials.assign(workload_minor=trials["workload_version"].map(_major_minor))
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """The order of one board's rows, and which of them (before ordering) are on the front of cost and memory."""
+
+    places: Numbers
+    front: Any
+    notes: tuple[str, ...]
 
 
-def _board(shared: dict[str, Any], trials: pd.DataFrame, by: Measure) -> Board:
-    notes = []
-    # A trial that failed before it started knows neither device nor metric.
-    if by == "time" and not trials["device_listed"].dropna().all():
-        notes.append(f"{shared['device_class']} is not a listed device class: ordered by steps, not by time")
-        by = "steps"
-    rows = pd.DataFrame([_row(dict(zip(ROW, key, strict=True)), cell) for key, cell in trials.groupby(ROW, sort=True)])
-    rows.insert(1, "setting", _settings(rows))
-    rows = rows.iloc[_order(rows, by, minimise=_only(trials["metric_direction"]) != "max")].reset_index(drop=True)
-    rules = protocols().get(shared["protocol"])
-    enough = (
-        rows["seeds"] >= rules.seeds if rules is not None and rules.ranked else pd.Series(data=False, index=rows.index)
-    )
-    busy = rows["contended"] if by == "time" else pd.Series(data=False, index=rows.index)
-    rows.insert(0, "order", range(1, len(rows) + 1))
-    rows.insert(1, "ranked", enough & ~busy)
-    if not enough.all():
-        wanted = f"takes {rules.seeds} seeds" if rules is not None and rules.ranked else "is shown and never ranked"
-        notes.append(f"(n) is a place in this list, not a rank: protocol {shared['protocol']} {wanted}")
-    if busy.any():
-        notes.append("* measured on a busy machine: this time does not rank; see --by steps")
-    return Board(
-        shared=shared | {"by": by, "target": _only(trials["target"]), "metric": _only(trials["metric"])},
-        rows=rows,
-        notes=notes,
-    )
+def _plan(rows: pd.DataFrame, terms: Terms) -> _Plan:
+    whole = rows["hits"].eq(rows["replicates"]) & rows["hits"].gt(0)
+    plane = "time" if terms.listed and not (rows["contended"] & whole).any() else "steps"
+    cost = reals(rows, "log_time_to_target_s_mean" if plane == "time" else "log_steps_to_target_mean")
+    same = rows["memory_source"].eq(ranking.memory_source(rows)) & whole
+    front = ranking.on_front(np.where(same, cost, np.nan), reals(rows, "log_memory_bytes_mean"))
+    chosen = terms.by == "pareto"
+    told = f"the front of {plane} x memory comes first: that of the point estimates, and no ranking"
+    places = ranking.order(rows, terms.by, minimise=terms.minimise, front=front if chosen else None)
+    return _Plan(places=places, front=front, notes=(told,) if chosen else ())
 
 
-def _settings(rows: pd.DataFrame) -> list[str]:
-    """Return, for each row, in what it differs from the other rows of its algorithm."""
-    facts = [_facts(row) for row in rows.to_dict("records")]
-    texts = []
-    for mine, name in zip(facts, rows["algorithm"], strict=True):
-        peers = [other for other, peer in zip(facts, rows["algorithm"], strict=True) if peer == name]
-        differing = [key for key in mine if any(other.get(key) != mine[key] for other in peers)]
-        texts.append(", ".join(f"{key}={mine[key]}" for key in differing))
-    return texts
+def _with_interval(name: str) -> list[str]:
+    return [name, f"{name}_low", f"{name}_high"]
 
 
-def _facts(row: Mapping[Hashable, Any]) -> dict[str, Any]:
-    fillers = "+".join(part["name"] for part in json.loads(row["fillers"]))
-    identity = {"version": row["algorithm_version"], "source": row["algorithm_source_sha256"][:8], "with": fillers}
-    hyperparameters: dict[str, Any] = json.loads(row["hyperparameters"])
-    return hyperparameters | identity
+COLUMNS = (
+    *("order", "ranked", "group", "algorithm", "setting", "algorithm_version", "algorithm_source_sha256"),
+    *("hyperparameters", "fillers", "reference", "is_reference", "basis", "origin", "trust_tier"),
+    *("replicates", "hits", *_with_interval("hit_rate")),
+    *(*_with_interval("steps_to_target"), "steps_to_target_cv"),
+    *(*_with_interval("time_to_target_s"), "time_to_target_s_cv"),
+    *("expected_steps", "expected_time_s"),
+    *(*_with_interval("memory_bytes"), "memory_source", "optimizer_state_bytes", "trainable_parameters"),
+    *(*_with_interval("energy_j"), *_with_interval("quality"), "quality_sd"),
+    *(
+        column
+        for name in ("steps", "time", "memory", "energy")
+        for column in (*_with_interval(f"{name}_ratio"), f"{name}_ratio_p", f"{name}_detectable_ratio")
+    ),
+    *(*_with_interval("quality_difference"), "quality_difference_p"),
+    *("selected_steps_to_target", "selected_time_to_target_s", "tuning_trials", "tuning_steps", "tuning_time_s"),
+    *("contended", "outcomes", "pareto"),
+)
+"""The columns of a board's rows, in order. Units are suffixes; ``_low`` and ``_high`` are the ends of an interval.
 
-
-def _row(setting: dict[str, Any], cell: pd.DataFrame) -> dict[str, Any]:
-    outcomes = cell["outcome"].value_counts().sort_index()
-    cell = cell[cell["outcome"].isin(MEASURED)]  # a failure is told, and is no measurement
-    hits = cell[cell["outcome"] == "reached"]
-    nvml = bool(cell["nvml_peak_bytes"].notna().any())
-    return {
-        **setting,
-        "seeds": len(cell),
-        "hits": len(hits),
-        "steps_to_target": _geometric_mean(hits["steps_to_target_interpolated"]),
-        "steps_cv": _cv(hits["steps_to_target_interpolated"]),
-        "time_to_target_s": _geometric_mean(hits["time_to_target_interpolated_s"]),
-        "quality": cell["quality"].mean(skipna=False),  # a seed that diverged to NaN counts
-        "quality_sd": cell["quality"].std(skipna=False) if len(cell) > 1 else np.nan,
-        "memory_bytes": cell["nvml_peak_bytes" if nvml else "rss_peak_bytes"].median(),
-        "memory_source": "nvml" if nvml else "rss",
-        "optimizer_state_bytes": cell["optimizer_state_bytes"].median(),
-        "energy_j": cell["energy_j"].mean(),
-        "contended": bool(cell["contended"].eq(other=True).any()),
-        "outcomes": ", ".join(f"{count} {name}" for name, count in outcomes.items()),
-    }
-
-
-def _order(rows: pd.DataFrame, by: Measure, *, minimise: bool) -> list[int]:
-    quality = rows["quality"] if minimise else -rows["quality"]
-    column = {
-        "time": rows["time_to_target_s"].where(~rows["contended"]),
-        "steps": rows["steps_to_target"],
-        "memory": rows["memory_bytes"],
-        "energy": rows["energy_j"],
-        "quality": quality,
-    }[by]
-    failed = rows["seeds"] == 0
-    missed = rows["hits"] < rows["seeds"] if by in {"time", "steps"} else pd.Series(data=False, index=rows.index)
-    keys = pd.DataFrame(
-        {
-            "failed": failed,
-            "missed": missed,
-            "value": column,
-            "steps": rows["steps_to_target"],
-            "quality": quality,
-            "name": rows["algorithm"],
-        }
-    )
-    return list(keys.sort_values(list(keys.columns), na_position="last", kind="stable").index)
-
-
-def _geometric_mean(values: pd.Series[float]) -> float:
-    found = values.dropna()
-    return float(np.exp(np.log(found).mean())) if len(found) else float("nan")
-
-
-def _cv(values: pd.Series[float]) -> float:
-    found = values.dropna()
-    return float(found.std() / found.mean()) if len(found) > 1 else float("nan")
-
-
-def _only(values: pd.Series[Any]) -> Any:
-    known = values.dropna().unique()
-    return known[0] if len(known) else None
-
-
-def _major_minor(version: str) -> str:
-    return ".".join(version.split(".")[:2])
+``group``: 1 for the leader and all that cannot be told from it, 0 for rows that are not ranked. ``*_ratio``: this over
+the reference, below 1 is cheaper; ``*_ratio_p`` is adjusted for the number of comparisons; ``*_detectable_ratio``: the
+smallest speedup that so many replicates show four times in five at this noise. ``selected_*`` is what tuning found, the
+number that flatters; ``tuning_*`` is what tuning cost. ``pareto``: on the front of time (or steps) and memory.
+"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import keyword
 import sys
 import traceback
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ VERBS = {
     "list": "list plugins, workloads, protocols or devices",
     "show": "show everything about one plugin or workload",
     "leaderboard": "rank what has been recorded",
+    "report": "write everything that is recorded as one page",
+    "import": "import public results of others into a folder of their own",
     "memory": "estimate weights, gradients and states of any tier",
     "doctor": "check this machine, the plugins and the results",
     "worker": "run one trial from its trial.json (what executors start)",
@@ -39,7 +42,8 @@ class Verbs(click.Group):
         """Import the command ``cmd_name``."""
         if cmd_name not in VERBS:
             return None
-        command: click.Command = importlib.import_module(f"bench.commands.{cmd_name}").command
+        module = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        command: click.Command = importlib.import_module(f"bench.commands.{module}").command
         debug = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show a traceback for every error.")
         if not any(parameter.name == "debug" for parameter in command.params):
             command.params.append(debug)

@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 
 from bench import provenance
 from bench.errors import TrialBusy
-from bench.store import EventLog, Store, read_events
+from bench.event_log import EventLog, read_events
+from bench.store import Store
 from bench.trial import Trial
 from bench.worker_environment import DIE_WITH_PARENT
 

@@ -14,9 +14,9 @@ from bench import checkpoint, loop
 from bench.assembly import Parts
 from bench.calibration import Calibration
 from bench.clock import Clock
+from bench.event_log import EventLog
 from bench.probes import AllocatorPeaks, EnergyMeter, optimizer_state_bytes, rss_peak_bytes
 from bench.record import is_hit
-from bench.store import EventLog
 from bench.trial import Trial
 from bench.workload import Workload
 

@@ -12,7 +12,6 @@ Each trial writes files of its own, so any number of processes write one store w
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from bench import record
 from bench.errors import BadStore
+from bench.event_log import read_events, write_text
 from bench.protocol import Protocol, protocols
 from bench.trial import MEASURED, Trial, digest
 
@@ -38,6 +38,7 @@ class Store:
 
     def __init__(self, root: Path, *, create: bool = False) -> None:
         self.root = root
+        self.origin: str | None = None  # where the results were imported from, if they were
         try:
             if not (root / MARKER).exists():
                 self._start(create=create)
@@ -67,13 +68,15 @@ class Store:
         self._mark()
 
     def _mark(self) -> None:
-        write_text(self.root / MARKER, json.dumps({"bench": "results", "schema_version": record.SCHEMA_VERSION}) + "\n")
+        marker = {"bench": "results", "schema_version": record.SCHEMA_VERSION}
+        marker |= {} if self.origin is None else {"origin": self.origin}
+        write_text(self.root / MARKER, json.dumps(marker) + "\n")
 
     def _check_marker(self) -> int:
         path = self.root / MARKER
         try:
             marker = json.loads(path.read_text(encoding="utf-8"))
-            kind, version = marker["bench"], int(marker["schema_version"])
+            kind, version, self.origin = marker["bench"], int(marker["schema_version"]), marker.get("origin")
         except (ValueError, KeyError, TypeError):
             raise BadStore(f"{path} is not the marker of a results folder of bench") from None
         if kind != "results":
@@ -89,8 +92,14 @@ class Store:
     def folder(self, trial: Trial) -> Path:
         """Return the folder in which ``trial`` is about to run, made if need be, with its ``trial.json``.
 
-        What is no part of the identity, such as the place of the data, is as this command has it.
+        What is no part of the identity, such as the place of the data, is as this command has it. A folder of imported
+        results takes no trials.
         """
+        if self.origin is not None:
+            raise BadStore(
+                f"the results folder {str(self.root)!r} holds results imported from {self.origin}",
+                hint="run into a folder of its own: --results DIR",
+            )
         folder = self.root / "runs" / trial.trial_id
         temporary = folder / f"trial.json.{os.getpid()}"
         try:
@@ -177,11 +186,13 @@ class Store:
         """
         name = digest(origin)[:20]
         others = sorted(path.name for path in (self.root / "trials").glob("*.parquet") if path.stem != name)
-        if others or any((self.root / "runs").glob("*")):
+        if others or self.origin not in {None, origin} or any((self.root / "runs").glob("*")):
             raise BadStore(
                 f"the results folder {str(self.root)!r} holds other results than those of {origin}",
                 hint="import into a folder of its own: --results DIR",
             )
+        self.origin = origin
+        self._mark()
         for protocol in protocols:
             self.keep(protocol)
         self._write("trials", name, trials.to_pylist())
@@ -235,72 +246,3 @@ class Store:
         """Return ``curves`` as a pandas frame; ``metrics`` holds (name, value) pairs."""
         frame: pd.DataFrame = self.table("curves").to_pandas()
         return frame
-
-
-class EventLog:
-    """Appends events to ``events.jsonl``, one JSON object a line, on disk before it returns."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "events.jsonl"
-        _drop_cut_line(self._path)
-
-    def write(self, event: str, **values: Any) -> dict[str, Any]:
-        """Append one event and return it."""
-        line = {"event": event, **values}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(jsonable(line), allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        return line
-
-
-def read_events(folder: Path) -> list[dict[str, Any]]:
-    """Return the events of a trial, oldest first; a last line that was cut by a kill is left out."""
-    path = folder / "events.jsonl"
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    whole = lines[:-1]  # what follows the last newline was never finished
-    events = []
-    for number, line in enumerate(whole, start=1):
-        event = _parsed(line)
-        if event is None:
-            raise BadStore(f"{path}, line {number} is not an event: {line[:60]!r}")
-        events.append(event)
-    return events
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
-
-
-def _drop_cut_line(path: Path) -> None:
-    """Cut off a last line without its newline, so that the next event starts on a line of its own."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
-
-
-def jsonable(value: Any) -> Any:
-    """Return ``value`` with non-finite numbers as text, since JSON has none."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {key: jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(item) for item in value]
-    return value
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

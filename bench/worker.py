@@ -25,12 +25,13 @@ from bench.clock import Clock
 from bench.context import Run, derive_seed
 from bench.devices import detect
 from bench.errors import BadData, BenchError, BrokenPlugin, TrialBusy
+from bench.event_log import EventLog
 from bench.probes import AllocatorPeaks, NvmlProbe
 from bench.recorder import Recorder, tell, vars_of
 from bench.registry import Registry
 from bench.request import open_workload
 from bench.source import source_sha256
-from bench.store import EventLog, Store
+from bench.store import Store
 from bench.trial import Part, Trial
 from bench.worker_environment import DIE_WITH_PARENT
 from bench.workload import DataRequest, Limits, Workload

@@ -15,9 +15,10 @@ from filelock import FileLock
 from bench import campaign
 from bench.campaign import Silence, known_trials, run_plan
 from bench.errors import BadValue
+from bench.event_log import EventLog
 from bench.plan import make_plan
 from bench.request import Request
-from bench.store import EventLog, Store
+from bench.store import Store
 
 EXTERNAL = Request(plugins=["lion"], workload="llama-c4", tier="tiny", protocol="external")
 
@@ -219,10 +220,8 @@ def test_a_grid_of_learning_rates_spans_four_decades_around_the_published_one(re
     assert rates[-1] == pytest.approx(1e-2)
     assert all(later / earlier == pytest.approx(10 ** (4 / 7), rel=1e-3) for earlier, later in pairwise(rates))
     assert plan.size == 2 * (8 + 3)
-    others = {
-        json.dumps({**trial.algorithm.values, "lr": 0}) for trial in plan.trials if trial.algorithm.name == "lion"
-    }
-    assert len(others) == 1, "nothing but the learning rate changes"
+    values = [trial.algorithm.values for trial in plan.trials if trial.algorithm.name == "lion"]
+    assert len({json.dumps({**each, "lr": 0}) for each in values}) == 1, "nothing but the learning rate changes"
 
 
 def test_self_tuning_has_half_as_much_budget_again_and_ends_at_the_target(registry):
@@ -236,6 +235,6 @@ def test_self_tuning_has_half_as_much_budget_again_and_ends_at_the_target(regist
 def test_an_algorithm_without_search_ranges_cannot_be_searched(registry, monkeypatch):
     from bench import plan as module
 
-    monkeypatch.setattr(module, "search_space", lambda cls: {})
+    monkeypatch.setattr(module, "search_space", lambda _: {})
     with pytest.raises(BadValue, match="declares 0 search ranges"):
         make_plan(registry, EXTERNAL)

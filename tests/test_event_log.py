@@ -7,9 +7,9 @@ import os
 
 import pytest
 
-from bench import store
+from bench import event_log
 from bench.errors import BadStore
-from bench.store import EventLog, jsonable, read_events
+from bench.event_log import EventLog, jsonable, read_events
 
 
 def files(folder):
@@ -18,7 +18,7 @@ def files(folder):
 
 def test_events_are_on_disk_in_order_when_write_returns(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr(store.os, "fsync", synced.append)
+    monkeypatch.setattr(event_log.os, "fsync", synced.append)
     log = EventLog(tmp_path)
     assert log.write("started", step=0) == {"event": "started", "step": 0}
     log.write("evaluated", step=1)
@@ -69,7 +69,7 @@ def test_numbers_that_json_has_not_travel_as_text(tmp_path):
 
 def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "store.json"
-    store.write_text(path, "first")
+    event_log.write_text(path, "first")
 
     def fail(self, target):
         raise OSError("killed")
@@ -77,8 +77,8 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(type(path), "replace", fail)
         with pytest.raises(OSError, match="killed"):
-            store.write_text(path, "second")
+            event_log.write_text(path, "second")
     assert path.read_text(encoding="utf-8") == "first"
-    store.write_text(path, "third")
+    event_log.write_text(path, "third")
     assert files(tmp_path) == ["store.json"]
     assert str(os.getpid()) not in path.read_text(encoding="utf-8")

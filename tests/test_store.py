@@ -13,9 +13,10 @@ import pytest
 
 from bench import record
 from bench.errors import BadStore
+from bench.event_log import EventLog
 from bench.protocol import protocol
 from bench.record import SCHEMA_VERSION, SINCE_2, TRIALS
-from bench.store import EventLog, Store
+from bench.store import Store
 from bench.trial import Data, Part, Protocol, Trial
 
 FACTS = {"metric": "loss", "metric_direction": "min", "target": 1.0, "budget_steps": 4}
@@ -423,3 +424,11 @@ def test_imports_of_two_origins_are_never_mixed(results):
     results.put_foreign(foreign(), "elsewhere", [])
     with pytest.raises(BadStore, match="holds other results than those of nowhere"):
         results.put_foreign(foreign(), "nowhere", [])
+
+
+def test_no_trial_runs_in_a_folder_of_imported_results(results):
+    results.put_foreign(foreign(), "elsewhere", [])
+    again = Store(results.root, create=True)
+    assert again.origin == "elsewhere"
+    with pytest.raises(BadStore, match="holds results imported from elsewhere"):
+        again.folder(trial())

@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 
 from bench.calibration import Pinning
+from bench.event_log import read_events
 from bench.plan import make_plan
-from bench.request import Request
 from bench.record import TRIALS
 from bench.registry import Registry
-from bench.store import Store, read_events
+from bench.request import Request
+from bench.store import Store
 from bench.worker import work
 
 AT_ONCE = {

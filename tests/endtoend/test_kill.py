@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 
-from bench.store import Store, read_events
+from bench.event_log import read_events
+from bench.store import Store
 from bench.trial import Trial
 from bench.worker_environment import DIE_WITH_PARENT
 
@@ -191,16 +192,24 @@ def planned(bench_here):
     return make
 
 
+def test_run_waits_for_a_trial_that_another_process_runs(bench, planned):
+    folder = planned(bench.folder / "results")
+    with FileLock(folder / "lock"):
+        process = bench.start("run", "--plugin", "adamw", "--workload", "micro", "--no-reference")
+        lines = iter(process.stdout.readline, "")
+        assert any("waiting: another process runs adamw, seed 0" in line for line in lines)
+        assert read_events(folder) == []
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "adamw, seed 0: reached" in out
+
+
 def test_a_trial_that_another_process_runs_is_left_alone(bench_here, planned):
     folder = planned(Path("results").absolute())
     trial = Trial.read(folder / "trial.json")
     with FileLock(folder / "lock"):
         (folder / "events.jsonl").write_text('{"event": "evaluated", "st')
-        for command in (
-            ("worker", folder / "trial.json"),
-            ("run", "--plugin", "adamw", "--workload", "micro"),
-            ("resume",),
-        ):
+        for command in (("worker", folder / "trial.json"), ("resume",)):
             answer = bench_here(*command)
             assert answer.code == 2, answer
             assert f"Error: another process runs the trial {trial.trial_id} now" in answer.err

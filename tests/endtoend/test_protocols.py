@@ -87,3 +87,17 @@ def test_a_larger_budget_is_recorded_and_used(bench):
     (row,) = pd.read_parquet(bench.folder / "results" / "trials").to_dict("records")
     assert row["budget_steps"] == 90
     assert row["outcome"] == "reached" or row["steps"] == 90
+
+
+def test_a_notebook_does_what_the_command_line_does(bench):
+    script = bench.folder / "notebook.py"
+    script.write_text(
+        "import bench\n"
+        "results = bench.run('sgd', 'micro', settings={'lr': 0.5}, seeds=2, reference=False)\n"
+        "assert sorted(results.trials['seed']) == [0, 1]\n"
+        "assert len(results.curves)\n"
+        "print(results.trials['command_line'].iloc[0])\n"
+    )
+    done = bench(program=script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[:4] == ["bench", "run", "--plugin", "sgd"]
