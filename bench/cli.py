@@ -20,6 +20,7 @@ VERBS = {
     "list": "list plugins, workloads, protocols or devices",
     "show": "show everything about one plugin or workload",
     "leaderboard": "rank what has been recorded",
+    "compare": "hold two algorithms against each other",
     "report": "write everything that is recorded as one page",
     "import": "import public results of others into a folder of their own",
     "memory": "estimate weights, gradients and states of any tier",

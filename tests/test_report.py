@@ -10,7 +10,7 @@ import os
 import re
 from html import unescape
 from html.parser import HTMLParser
-from itertools import groupby
+from itertools import groupby, pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from markdown_it import MarkdownIt
-from scipy.stats import ttest_ind
+from scipy.stats import ttest_ind_from_stats
 
 from bench import Registry
 from bench.board import boards
@@ -361,7 +361,8 @@ def test_the_matrix_corrects_over_every_pair_once(evidence, board):
         for name in board.rows["algorithm"]
     ]
     one, other = np.triu_indices(3, 1)
-    raw = [ttest_ind(logs[i], logs[j], equal_var=False).pvalue for i, j in zip(one, other, strict=True)]
+    facts = [(log.mean(), log.std(), len(log)) for log in logs]
+    raw = [ttest_ind_from_stats(*facts[i], *facts[j], equal_var=False).pvalue for i, j in zip(one, other, strict=True)]
     assert np.array_equal(p, p.T, equal_nan=True)
     assert p[one, other] == pytest.approx(multipletests(raw))
 
@@ -456,7 +457,7 @@ def test_headings_go_down_one_level_at_a_time(read):
     levels = [int(element.tag[1]) for element in read.all("h1", "h2", "h3", "h4", "h5", "h6")]
     assert levels.count(1) == 1
     assert levels[0] == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
 def test_there_are_landmarks_and_a_way_past_the_contents(read):
@@ -562,19 +563,21 @@ class HostileRegistry(Registry):
             bases=(Lion,),
             frozen=True,
             kw_only=True,
-            namespace={"name": HOSTILE, "deviations": (HOSTILE,), "needs": (HOSTILE,), "__doc__": HOSTILE},
-            module=Lion.__module__,
+            namespace={
+                "name": HOSTILE,
+                "deviations": (HOSTILE,),
+                "needs": (HOSTILE,),
+                "__doc__": HOSTILE,
+                "__module__": Lion.__module__,
+            },
         )
 
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    return build(
-        gather(
-            [store(tmp_path_factory.mktemp("hostile") / HOSTILE.split("\n")[0].replace("/", ""), hostile_rows())],
-            HostileRegistry(),
-        )
-    )
+    name = "".join(HOSTILE.splitlines()).replace("/", "")
+    folder = store(tmp_path_factory.mktemp("hostile") / name, hostile_rows())
+    return build(gather([folder], HostileRegistry()))
 
 
 def test_hostile_strings_are_text_in_html(hostile, read):
@@ -636,7 +639,7 @@ def test_any_text_means_itself_in_markdown(name):
     line = " ".join(name.split())
     expected = ["P", "S", "X", line, "T:", line, f"<strong_open>{line}<strong_close>", "A", "B", line]
     assert shown[:10] == expected
-    assert shown[10].replace(r"\|", "|") == line.strip()
+    assert shown[10] == line
 
 
 # -- Markdown and files ------------------------------------------------------------------------------------------------

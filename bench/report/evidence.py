@@ -122,7 +122,7 @@ def _key(standing: Standings) -> tuple[str, ...]:
 
 def gather(folders: Sequence[Path], registry: Registry) -> Evidence:
     """Read every store of ``folders``; a folder without a trial, or none at all, raises ``BadStore``."""
-    stores = [(str(folder), Store(folder)) for folder in folders]
+    stores = [(name, Store(Path(name))) for name in sorted({str(folder) for folder in folders})]
     tables = [(name, store.trials()) for name, store in stores]
     if not any(len(trials) for _, trials in tables):
         raise BadStore(

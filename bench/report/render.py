@@ -133,7 +133,7 @@ def _markdown() -> Environment:
 
 _SPECIAL = re.compile(r"([\\`*\[\]~$|])")
 _EDGES = re.compile(r"(?<![^\W_])_|_(?![^\W_])")
-_STARTS = re.compile(r"^(\d*)([-+#=:.)])")
+_STARTS = re.compile(r"^(\d*)([-+#=:](?!\d)|(?<=\d)[.)](?!\d))")
 
 
 def _md(value: object) -> _Raw:
