@@ -72,7 +72,7 @@ def moments(group: Numbers, values: Reals, size: int, *, whole: bool = False) ->
         shift = np.bincount(group, weights=values - first[group], minlength=size) / n
         mean = first + shift
         squares = np.bincount(group, weights=(values - mean[group]) ** 2, minlength=size)
-        return Sample(mean, np.sqrt(squares / (n - 1)), n)
+        return Sample(mean, np.sqrt(squares / np.where(n > 1, n - 1, np.nan)), n)
 
 
 def logarithm(values: Reals) -> Reals:

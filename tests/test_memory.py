@@ -13,8 +13,8 @@ from torch import nn
 from bench import Algorithm, Role
 from bench.errors import SlotFault
 from bench.memory import PRECISIONS, estimate
-from bench.request import Request, open_workload, stacks
 from bench.probes import rss_peak_bytes
+from bench.request import Request, open_workload, stacks
 
 GIGA = 1e9
 
