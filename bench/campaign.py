@@ -90,7 +90,8 @@ def _run_all(trials: Sequence[Trial], store: Store, listener: Listener) -> list[
         for trial in left:
             if not store.is_running(trial):
                 try:
-                    rows[trial.trial_id] = _run(trial, store, listener)
+                    with store.claim(trial):
+                        rows[trial.trial_id] = _run(trial, store, listener)
                 except TrialBusy:  # it was started elsewhere at the same moment
                     continue
         if len(rows) == before:

@@ -11,16 +11,17 @@ Each trial writes files of its own, so any number of processes write one store w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from bench import record
-from bench.errors import BadStore
+from bench.errors import BadStore, TrialBusy
 from bench.event_log import read_events, write_text
 from bench.protocol import Protocol, protocols
 from bench.trial import MEASURED, Trial, digest
@@ -120,6 +121,23 @@ class Store:
                 return False
         except Timeout:
             return True
+
+    @contextlib.contextmanager
+    def claim(self, trial: Trial) -> Iterator[None]:
+        """Keep ``trial`` from others that run the same plan; :class:`~bench.errors.TrialBusy` where one has it.
+
+        A worker locks its folder only when it has started, which takes seconds in which two processes would start two.
+        """
+        folder = self.root / "runs" / trial.trial_id
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadStore(f"cannot write {folder}: {error.strerror}", hint="name another: --results DIR") from None
+        try:
+            with FileLock(folder / "claim", timeout=0):
+                yield
+        except Timeout:
+            raise TrialBusy(f"another process runs the trial {trial.trial_id} now", hint="wait for it") from None
 
     def finished(self, trial: Trial) -> dict[str, Any] | None:
         """Return the row of ``trial`` if its outcome is a measurement, else ``None``."""

@@ -183,6 +183,18 @@ def test_a_trial_of_another_process_is_waited_for(plan, store, monkeypatch):
     assert len(rows) == plan.size
 
 
+def test_a_trial_that_another_process_is_about_to_start_is_left_to_it(plan, store, monkeypatch):
+    first = plan.studies[0][0]
+    claim = store.claim(first)
+    claim.__enter__()
+    diary = Diary()
+    diary.wait = lambda _trial: claim.__exit__(None, None, None)
+    monkeypatch.setattr(campaign, "WAIT_S", 0.01)
+    monkeypatch.setattr(campaign, "run_trial", pretend)
+    assert len(run_plan(plan, store, diary)) == plan.size
+    assert diary.ran[9] == (first.algorithm.name, "tune", 0, 0, 0), "last of its study"
+
+
 def test_repetitions_are_known_once_their_study_is_through(plan, store, monkeypatch):
     assert len(known_trials(plan, None)) == len(known_trials(plan, store)) == 30
     monkeypatch.setattr(campaign, "run_trial", pretend)
