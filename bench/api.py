@@ -30,6 +30,7 @@ from bench.registry import Registry
 from bench.request import Request
 from bench.standings import Standings, standings
 from bench.store import Store
+from bench.tables import read
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,23 +85,8 @@ class Results:
 
 def load(*results: PathLike) -> Results:
     """Return what the folders ``results`` hold (by default ``results``); a trial in two of them counts once."""
-    stores = [Store(Path(folder)) for folder in results or ("results",)]
-    trials = [store.trials() for store in stores]
-    curves = [store.curves() for store in stores]
-    for number, frame in enumerate(trials):
-        known = {trial for earlier in trials[:number] for trial in earlier["trial_id"]}
-        trials[number] = frame[~frame["trial_id"].isin(known)]
-        curves[number] = curves[number][~curves[number]["trial_id"].isin(known)]
-    return Results(
-        trials=_joined(trials),
-        curves=_joined(curves),
-        protocols={sha256: protocol for store in stores for sha256, protocol in store.protocols().items()},
-    )
-
-
-def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    filled = [frame for frame in frames if len(frame)]
-    return pd.concat(filled, ignore_index=True) if filled else frames[0]
+    tables = read(results or ("results",))
+    return Results(trials=tables.trials, curves=tables.curves, protocols=tables.protocols)
 
 
 def run(

@@ -49,13 +49,13 @@ def _words(values: frozenset[str], part: str) -> Mapping[str, str]:
 
 
 def _values(text: str) -> Mapping[str, str]:
-    """Return the hyperparameters in a JSON object, each as it is written there."""
-    return {name: str(value) for name, value in json.loads(text or "{}", parse_float=str, parse_int=str).items()}
+    """Return the hyperparameters in a JSON object, as texts."""
+    return {name: str(value) for name, value in json.loads(text or "{}").items()}
 
 
 def _fillers(text: str) -> Mapping[str, str]:
     """Return the facts of a JSON list of algorithms that fill the other slots: their names, and all of each."""
-    parts: list[dict[str, Any]] = json.loads(text, parse_float=str, parse_int=str)
+    parts: list[dict[str, Any]] = json.loads(text)
     facts = {"with": "+".join(part["name"] for part in parts)}
     for part in parts:
         own = {"version": part.get("version"), "source": str(part.get("source_sha256"))[:8], **part.get("values", {})}

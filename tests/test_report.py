@@ -152,7 +152,7 @@ def store(folder, rows, files=1):
 class Reader(HTMLParser):
     """Reads a page: every element with its attributes and text; ``faults`` lists what is not well-formed."""
 
-    VOID = frozenset({"meta", "link", "br", "img", "hr", "input"})
+    VOID = frozenset({"meta", "link", "br", "wbr", "img", "hr", "input"})
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
@@ -292,6 +292,31 @@ def test_an_algorithm_that_is_not_installed_shows_its_records_and_says_so(tmp_pa
     assert "The workload is not installed here" in page
 
 
+def test_a_search_shows_its_cost_what_it_selected_and_how_sensitive_it_was(tmp_path):
+    rules = protocols()["external"]
+    searched = {"protocol": "external", "protocol_sha256": rules.sha256, "protocol_version": rules.version}
+    rows = []
+    for name, best in (("adamw", 230), ("lion", 180)):
+        for study in range(3):
+            changes = {**searched, "study": study}
+            steps = [best + 40 * abs(point - 2) + study for point in range(5)]
+            rows += [
+                trial(name, 0, steps[point], lr=10.0 ** (point - 4), phase="tune", point=point, **changes)
+                for point in range(5)
+            ]
+            rows.append(trial(name, 1, best + 5 + study, lr=0.01, phase="rerun", point=2, **changes))
+    evidence = gather([store(tmp_path / "r", rows)], Registry())
+    page = build(evidence)
+    (view,) = evidence.views
+    shown = {row["Algorithm"][0].split()[0]: row for row in rows_of(html(page), f"{view.anchor}-cost")}
+    assert shown["lion"]["Tuning trials"][0] == "15"
+    assert float(shown["lion"]["Steps, as selected"][1]) == pytest.approx((180 * 181 * 182) ** (1 / 3))
+    assert shown["lion"]["Basis"][0] == "confirmed"
+    drawn = [picture for picture in page.pictures() if "sensitivity" in picture.name]
+    assert [picture.title for picture in drawn] == [f"lr on {view.label}"] * 2
+    assert all("lr" in picture.alternative for picture in drawn)
+
+
 def test_refuted_claims_are_on_the_page(tmp_path):
     rows = [trial("adamw", seed, 230 + seed) for seed in range(5)]
     rows += [trial("lion", seed, 200 + seed, optimizer_state_bytes=6_000_000) for seed in range(5)]
@@ -394,6 +419,15 @@ def test_a_miss_tells_apart_only_in_the_direction_of_its_bound(tmp_path):
     (view,) = evidence.views
     shown = {row["Row ÷ column"][0]: row for row in rows_of(html(build(evidence)), f"{view.anchor}-matrix")}
     assert "○" in shown["sgd"]["adamw"][0], "a run that stopped early is not cheaper"
+
+
+def test_trials_that_disagree_on_the_target_are_not_compared(tmp_path):
+    rows = [trial("adamw", seed, 200 + seed) for seed in range(3)]
+    rows += [trial("lion", seed, 200 + seed, target=2.0) for seed in range(3)]
+    text = html(build(gather([store(tmp_path / "r", rows)], Registry())))
+    assert "disagree on target" in text
+    assert "Row ÷ column" not in text
+    assert "Against the reference" not in text
 
 
 # -- the same bytes ----------------------------------------------------------------------------------------------------

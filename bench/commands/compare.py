@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import combinations, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import click
 
 from bench.commands import _figures_text as texts
 from bench.commands._options import format_option, results_option
-from bench.commands._print import show_table
+from bench.commands._print import bytes_text, show_table
 from bench.errors import BadValue, UnknownName
 
 if TYPE_CHECKING:
@@ -88,16 +88,12 @@ def _show(one: Comparison, form: str) -> None:
 
     click.echo(texts.heading(one.board.shared, form))
     click.echo(f"{one.verdict}\n")
-    names = (label(one.a), label(one.b))
-    names = names if names[0] != names[1] else (f"{names[0]} (A)", f"{names[1]} (B)")
-    lines = [_cost(one, "steps"), _cost(one, "time"), _paired(one, "steps"), _paired(one, "time")]
-    lines += [_cost(one, "memory"), _cost(one, "energy"), _quality(one), _reached(one), _expected(one)]
-    table = [
-        {"": line[0], names[0]: line[1], names[1]: line[2], "A / B": line[3], "p": line[4], "shows from": line[5]}
-        for line in lines
-        if any(text not in {"", "-"} for text in line[1:])
-    ]
-    show_table(table, form, fold=["A / B", *names])
+    names = [label(one.a), label(one.b)]
+    names = names if names[0] != names[1] else [f"{names[0]} (A)", f"{names[1]} (B)"]
+    lines = [*(_cost(one, name) for name in COLUMNS), _quality(one), _reached(one), _expected(one)]
+    heads = ("", *names, "A / B", "p", "shows from")
+    told = [line for line in lines if any(text not in {"", "-"} for text in line[1:])]
+    show_table([dict(zip(heads, line, strict=True)) for line in told], form, fold=[*names, "A / B"])
     for note in _notes(one):
         click.echo(f"note: {note}")
     click.echo()
@@ -106,46 +102,33 @@ def _show(one: Comparison, form: str) -> None:
 Line = tuple[str, str, str, str, str, str]
 """What, A, B, A against B, p, and from which effect on a comparison of this size shows it."""
 
-
-def _cost(one: Comparison, name: str) -> Line:
-    column, text = COLUMNS[name]
-    ratio = texts.with_interval(one.figures, f"{name}_ratio", texts.ratio_text)
-    limit = one.figures[f"{name}_detectable_ratio"]
-    shows = "-" if math.isnan(limit) else f"{limit - 1:.0%}"
-    sides = [texts.with_interval(row, column, text) for row in (one.a, one.b)]
-    return (name, sides[0], sides[1], ratio, texts.p_text(one.figures[f"{name}_ratio_p"]), shows)
-
-
-def _memory_text(value: float) -> str:
-    from bench.commands._print import bytes_text
-
-    return bytes_text(value)
-
-
 COLUMNS = {
     "steps": ("steps_to_target", texts.steps_text),
     "time": ("time_to_target_s", texts.time_text),
-    "memory": ("memory_bytes", _memory_text),
+    "memory": ("memory_bytes", bytes_text),
     "energy": ("energy_j", texts.energy_text),
 }
 """The column of a row for each cost, and how people read it."""
 
 
-def _paired(one: Comparison, name: str) -> Line:
-    pairs = one.figures[f"{name}_pairs"]
-    if math.isnan(pairs) or pairs < 2:
-        return ("", "", "", "", "", "")
-    ratio = texts.with_interval(one.figures, f"{name}_paired_ratio", texts.ratio_text)
-    t, flip = (texts.p_text(one.figures[f"{name}_{test}"]) for test in ("paired_ratio_p", "sign_flip_p"))
-    return (f"{name}, {pairs:.0f} pairs of seeds", "", "", ratio, f"{t} (sign flip {flip})", "")
+def _cost(one: Comparison, name: str) -> Line:
+    column, text = COLUMNS[name]
+    limit = one.figures[f"{name}_detectable_ratio"]
+    return (
+        name,
+        texts.with_interval(one.a, column, text),
+        texts.with_interval(one.b, column, text),
+        texts.with_interval(one.figures, f"{name}_ratio", texts.ratio_text),
+        texts.p_text(one.figures[f"{name}_ratio_p"]),
+        "-" if math.isnan(limit) else f"{limit - 1:.0%}",
+    )
 
 
 def _quality(one: Comparison) -> Line:
     sides = [texts.with_interval(row, "quality", lambda value: f"{value:.4f}") for row in (one.a, one.b)]
     difference = texts.with_interval(one.figures, "quality_difference", lambda value: f"{value:+.4f}")
     p = texts.p_text(one.figures["quality_difference_p"])
-    metric = one.board.shared["metric"] or "quality"
-    return (f"{metric}, A - B", sides[0], sides[1], difference, p, "")
+    return (f"{one.board.shared['metric'] or 'quality'}, A - B", sides[0], sides[1], difference, p, "-")
 
 
 def _reached(one: Comparison) -> Line:
@@ -154,18 +137,26 @@ def _reached(one: Comparison) -> Line:
         + ("" if math.isnan(row["hit_rate_low"]) else f" [{row['hit_rate_low']:.0%}, {row['hit_rate_high']:.0%}]")
         for row in (one.a, one.b)
     ]
-    return ("reached, log-rank p", sides[0], sides[1], "", texts.p_text(one.figures["log_rank_p"]), "")
+    return ("reached", sides[0], sides[1], "-", texts.p_text(one.figures["log_rank_p"]), "-")
 
 
 def _expected(one: Comparison) -> Line:
     sides = [texts.steps_text(row["expected_steps"]) for row in (one.a, one.b)]
-    return ("expected steps", sides[0], sides[1], "", "", "")
+    return ("expected steps", sides[0], sides[1], "-", "-", "-")
 
 
-def _notes(one: Comparison) -> list[str]:
-    notes = ["one comparison: p is not adjusted; shows from: the effect that this many replicates show 4 times in 5"]
+def _notes(one: Comparison) -> Iterator[str]:
+    yield "p is not adjusted: this is one comparison; that of reached is log-rank over steps, misses censored"
+    yield "shows from: the difference that so many replicates show 4 times in 5 at this noise"
+    for name in ("steps", "time"):
+        pairs = one.figures[f"{name}_pairs"]
+        if pairs >= 2:
+            ratio = texts.with_interval(one.figures, f"{name}_paired_ratio", texts.ratio_text)
+            t, flip = (texts.p_text(one.figures[f"{name}_{test}"]) for test in ("paired_ratio_p", "sign_flip_p"))
+            yield f"{name} over {pairs:.0f} pairs of seeds (same weights, same data): {ratio}, p {t}, sign flips {flip}"
     if one.a["contended"] or one.b["contended"]:
-        notes.append("measured on a busy machine: times do not compare")
-    if not math.isnan(one.figures["separation_p"]) and any(row["hits"] < row["replicates"] for row in (one.a, one.b)):
-        notes.append("ratios are over the hits alone; the verdict counts a miss with the least it would have needed")
-    return notes
+        yield "measured on a busy machine: times do not compare"
+    if one.a["memory_source"] != one.b["memory_source"]:
+        yield f"memory from {one.a['memory_source']} and {one.b['memory_source']} does not compare"
+    if any(0 < row["hits"] < row["replicates"] for row in (one.a, one.b)):
+        yield "ratios are over the hits alone; the verdict counts a miss with the least that it would have needed"

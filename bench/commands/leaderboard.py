@@ -98,8 +98,11 @@ def _show(board: Board, form: str) -> None:
     click.echo(texts.heading(board.shared, form))
     records = board.records()
     lines = [_line(row, board.shared) for row in records]
-    told = [key for key in lines[0] if any(line[key] not in {"", "-"} for line in lines)]
-    show_table([{key: line[key] for key in told} for line in lines], form, fold=FOLDED)
+    told = {key: key for key in lines[0] if any(line[key] not in {"", "-"} for line in lines)}
+    names = {row["reference"] for row in records} - {None}
+    told |= {RATIO: f"vs {names.pop()}"} if RATIO in told and len(names) == 1 else {}
+    table = [{head: line[key] for key, head in told.items()} for line in lines]
+    show_table(table, form, fold=[told[key] for key in FOLDED if key in told])
     for row in records:
         if any(failure in row["outcomes"] for failure in OUTCOMES[3:]):  # more than reached, missed, completed
             click.echo(f"{row['algorithm']} {row['setting']}".rstrip() + f": {row['outcomes']}")
@@ -108,7 +111,8 @@ def _show(board: Board, form: str) -> None:
     click.echo()
 
 
-FOLDED = ("algorithm", "time", "quality", "vs reference", "steps")
+RATIO = "vs reference"
+FOLDED = ("time", "steps", RATIO, "quality", "algorithm")
 """The columns that give way on a narrow terminal, the first one first."""
 
 
@@ -125,7 +129,7 @@ def _line(row: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, str]:
         "steps": texts.with_interval(row, "steps_to_target", texts.steps_text),
         "time": texts.with_interval(row, "time_to_target_s", texts.time_text) + busy,
         "expected": _expected(row, by),
-        "vs reference": _against_reference(row, by),
+        RATIO: _against_reference(row, by),
         "quality": _quality(row),
         "memory": texts.memory_text(row),
         "energy": texts.energy_text(row["energy_j"]),

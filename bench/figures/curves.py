@@ -143,7 +143,7 @@ def _draw(axes: Axes, bundle: _Bundle, scale: float, *, crowd: bool, number: int
         linestyle=look.line,
         marker=look.marker,
         markersize=4,
-        markevery=(0.08 + 0.013 * (number % style.CROWD), 0.19),
+        markevery=(0.08 + 0.013 * (number % style.CROWD), 0.19) if np.isfinite(bundle.middle).any() else None,
         linewidth=1.6,
     )
     if not crowd:

@@ -106,19 +106,21 @@ def _text(name: str) -> Show:
     return lambda row: name_cell(str(row[name])) if isinstance(row[name], str) and row[name] else EMPTY
 
 
-def _result(records: Records) -> list[tuple[Column, Show]]:
+def _result(records: Records, by: str) -> list[tuple[Column, Show]]:
+    """Return the columns of the result: first what the board is ordered ``by``, which a phone then shows at once."""
     steps = _with_interval(records, "steps_to_target", digits=4)
     time = _with_interval(records, "time_to_target_s", "s", star="contended")
-    return [
-        (Column(key="place", head="Place", numeric=True, help="in parentheses: no rank"), _place),
-        (Column(key="group", head="Group", numeric=True, help="rows of one group cannot be told apart"), _group),
-        (Column(key="reached", head="Reached", numeric=True, help="repetitions that met the target"), _reached),
+    columns = [
         (Column(key="steps", head="Steps to target", numeric=True), steps),
         (Column(key="time", head="Time to target", numeric=True, help="*: measured on a busy machine"), time),
         (Column(key="quality", head="Quality", numeric=True, help="the metric at the end of the budget"), _quality),
+        (Column(key="reached", head="Reached", numeric=True, help="repetitions that met the target"), _reached),
+        (Column(key="group", head="Group", numeric=True, help="rows of one group cannot be told apart"), _group),
         (Column(key="memory", head="Peak memory", numeric=True), _with_interval(records, "memory_bytes", "bytes", 4)),
         (Column(key="energy", head="Energy", numeric=True), _with_interval(records, "energy_j", "j")),
     ]
+    place = (Column(key="place", head="Place", numeric=True, help="in parentheses: no rank"), _place)
+    return [place, *sorted(columns, key=lambda column: column[0].key != by)]
 
 
 _TRUST: tuple[Column, Show] = (Column(key="trust", head="Trust"), _text("trust_tier"))
@@ -133,11 +135,11 @@ _COMPARISON: list[tuple[Column, Show]] = [
     (Column(key="energy", head="Energy", numeric=True, help="ratio to the reference"), _ratio("energy")),
     (Column(key="quality", head="Quality, difference", numeric=True, help="this minus the reference"), _difference),
     (
-        Column(key="detectable", head="Smallest detectable speed-up", numeric=True, help="in steps, power 0.8"),
+        Column(key="detectable", head="Detectable speed-up", numeric=True, help="in steps, power 0.8"),
         _detectable("steps"),
     ),
     (
-        Column(key="detectable_time", head="The same in time", numeric=True, help="power 0.8"),
+        Column(key="detectable_time", head="Detectable in time", numeric=True, help="power 0.8"),
         _detectable("time"),
     ),
 ]
@@ -165,7 +167,7 @@ def _cost(records: Records) -> list[tuple[Column, Show]]:
         (Column(key="tuning", head="Tuning trials", numeric=True), _plain("tuning_trials", count)),
         (Column(key="tuning_time", head="Time of tuning", numeric=True), _amount(records, "tuning_time_s", "s")),
         (Column(key="basis", head="Basis", help="what its value rests on"), _text("basis")),
-        (Column(key="outcomes", head="Outcomes", wide=True), _text("outcomes")),
+        (Column(key="outcomes", head="Outcomes"), _text("outcomes")),
         (Column(key="version", head="Version"), _text("algorithm_version")),
     ]
 
@@ -188,7 +190,7 @@ def board_tables(board: Board, anchor: str, algorithms: Mapping[str, str]) -> li
     """
     records = board.records()
     busy = [STAR] if any(row["contended"] and known(row["time_to_target_s"]) for row in records) else []
-    result, cost = _result(records), _cost(records)
+    result, cost = _result(records, board.shared["by"]), _cost(records)
     if board.rows["trust_tier"].nunique() > 1:
         result.append(_TRUST)
     if board.shared["target"] is None:
@@ -197,7 +199,8 @@ def board_tables(board: Board, anchor: str, algorithms: Mapping[str, str]) -> li
         )
     found = [_table(f"{anchor}-result", f"Result, ordered by {board.shared['by']}", result, records, algorithms, busy)]
     if any(not row["is_reference"] and known(row["quality_difference"]) for row in records):
-        compared = _table(f"{anchor}-compared", "Against the reference", _COMPARISON, records, algorithms, ())
+        columns = sorted(_COMPARISON, key=lambda column: column[0].key != board.shared["by"])
+        compared = _table(f"{anchor}-compared", "Against the reference", columns, records, algorithms, ())
         found.append(compared)
     found.append(_table(f"{anchor}-cost", "What it took", cost, records, algorithms, ()))
     return found

@@ -17,7 +17,7 @@ from bench.registry import Registry
 from bench.report.text import Anchors
 from bench.score import identify
 from bench.standings import Standings, standings
-from bench.store import Store
+from bench.tables import read
 
 BUSY = "every time here comes from a busy machine: ordered by steps, not by time"
 
@@ -122,35 +122,20 @@ def _key(standing: Standings) -> tuple[str, ...]:
 
 def gather(folders: Sequence[Path], registry: Registry) -> Evidence:
     """Read every store of ``folders``; a folder without a trial, or none at all, raises ``BadStore``."""
-    stores = [(name, Store(Path(name))) for name in sorted({str(folder) for folder in folders})]
-    tables = [(name, store.trials()) for name, store in stores]
-    if not any(len(trials) for _, trials in tables):
+    tables = read(folders)
+    if not len(tables.trials):
         raise BadStore(
-            f"nothing is recorded in {', '.join(repr(name) for name, _ in tables)}",
+            f"nothing is recorded in {', '.join(map(repr, tables.sizes))}",
             hint="run something first (bench run ...), or name another folder: --results DIR",
         )
-    trials, kept = _first_of_each([trials for _, trials in tables])
-    curves = [store.curves() for _, store in stores]
     return Evidence(
-        sources=[Source(name=name, trials=len(table)) for name, table in tables],
-        trials=trials,
-        curves=pd.concat([curve[curve["trial_id"].isin(ids)] for curve, ids in zip(curves, kept, strict=True)]),
-        protocols={key: rules for _, store in stores for key, rules in store.protocols().items()},
+        sources=[Source(name=name, trials=size) for name, size in tables.sizes.items()],
+        trials=tables.trials,
+        curves=tables.curves,
+        protocols=tables.protocols,
         registry=registry,
-        repeated=sum(len(table) for _, table in tables) - len(trials),
+        repeated=sum(tables.sizes.values()) - len(tables.trials),
     )
-
-
-def _first_of_each(tables: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, list[set[str]]]:
-    """Return all trials, each once, and which of them are taken from which table.
-
-    Of one trial measured twice the one that finished first counts, whichever folder is named first.
-    """
-    marked = [table.assign(folder=number) for number, table in enumerate(tables) if len(table)]
-    every = pd.concat(marked).sort_values(["trial_id", "finished_at", "wall_s"], kind="stable", ignore_index=True)
-    first = every.drop_duplicates("trial_id", ignore_index=True)
-    kept = [set(first["trial_id"][first["folder"] == number]) for number in range(len(tables))]
-    return first.drop(columns="folder"), kept
 
 
 _TELLING = ("workload_minor", "data_source", "precision", "protocol", "device_class", "protocol_sha256", "data_sha256")

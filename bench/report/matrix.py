@@ -17,6 +17,7 @@ from bench.report.evidence import Evidence, View
 from bench.report.table import EMPTY, Cell, Column, Row, Table
 from bench.report.text import fixed, interval, known, number, plural
 from bench.score import Reals
+from bench.terms import GOAL
 
 APART, NOT_APART = "●", "○"
 MOST_ROWS = 24
@@ -82,7 +83,7 @@ def matrix(evidence: Evidence) -> Section:
         "of the board. Where a run missed the target, its cost is the least that it can be, the ratio is a bound (≥ or "
         "≤), and only a bound on the far side of 1 tells the two apart."
     )
-    parts = [_part(evidence, view) for view in evidence.views if len(view.board.rows) > 1]
+    parts = [_part(evidence, view) for view in evidence.views if len(view.board.rows) > 1 and _agreed(view)]
     if not parts:
         told = "No board has two rows to compare."
     return Section(
@@ -92,6 +93,11 @@ def matrix(evidence: Evidence) -> Section:
         blocks=[text(told)],
         sections=parts,
     )
+
+
+def _agreed(view: View) -> bool:
+    """Return whether no two trials of a board know different goals; else nothing on it compares."""
+    return bool(view.trials[list(GOAL)].nunique().le(1).all())
 
 
 def _part(evidence: Evidence, view: View) -> Section:

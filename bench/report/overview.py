@@ -60,12 +60,12 @@ def _extent(evidence: Evidence) -> Block:
 
 
 _STANDING = [
-    Column(key="order", head="Place", numeric=True),
     Column(key="algorithm", head="Algorithm", header=True),
-    Column(key="group", head="Group", numeric=True, help="rows of one group cannot be told apart"),
-    Column(key="reached", head="Reached", numeric=True, help="workloads on which it met the target"),
-    Column(key="ratio", head="Cost against the reference", numeric=True, help="below 1 is cheaper"),
+    Column(key="order", head="Place", numeric=True),
+    Column(key="ratio", head="Ratio to the reference", numeric=True, help="of the costs: below 1 is cheaper"),
     Column(key="score", head="Profile score", numeric=True, help="1 is best on every workload"),
+    Column(key="reached", head="Reached", numeric=True, help="workloads on which it met the target"),
+    Column(key="group", head="Group", numeric=True, help="rows of one group cannot be told apart"),
     Column(key="trapezoid", head="Score, trapezoid", numeric=True, help="the official integration in 100 points"),
 ]
 

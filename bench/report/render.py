@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from bench.report.document import Page, Picture, Piece
 from bench.report.table import EMPTY, Cell, Column, Row, Table
@@ -72,6 +72,7 @@ def _html() -> Environment:
     environment = _environment(autoescape=True, finalize=_cleaned)
     environment.filters["drawing"] = _drawing
     environment.filters["long"] = lambda pieces: sum(len(piece.text) for piece in pieces) > LONG
+    environment.filters["breakable"] = _breakable
     environment.filters["table_class"] = _table_class
     environment.filters["row_class"] = _row_class
     environment.filters["cell_class"] = _cell_class
@@ -85,6 +86,11 @@ def _cleaned(value: Any) -> Any:
 
 def _drawing(svg: str) -> Markup:
     return Markup(clean(svg))  # noqa: S704 - bench.figures escapes what it writes
+
+
+def _breakable(text: str) -> Markup:
+    """Return a name that a narrow column may break after an underscore."""
+    return escape(clean(text)).replace("_", Markup("_<wbr>"))
 
 
 def _table_class(table: Table) -> Markup:

@@ -28,7 +28,7 @@ MEANS = {
     "Place in parentheses": (
         "A position in the list and no rank: too few repetitions, a busy machine, or a protocol that never ranks."
     ),
-    "Smallest detectable speed-up": (
+    "Detectable speed-up": (
         "What these repetitions would show four times in five, given their noise. A smaller difference may be there "
         "unseen: “not told apart” is not “equal”."
     ),

@@ -35,8 +35,8 @@ def write_report(
         BadValue: ``out`` or ``figures`` cannot be written, or the ending of ``out`` tells no form.
         BadStore: a folder is no store, is unreadable or of a newer schema, or nothing is recorded in any.
     """
-    form = form or _form(out)
     _refuse_bad_place(out)
+    form = form or _form(out)
     evidence = gather(folders, registry or Registry())
     if figures is not None:
         _make(figures)

@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
-VERBS = {"run", "plan", "resume", "list", "show", "leaderboard", "memory", "doctor", "worker"}
+from bench.cli import VERBS
+
+
 BAD = ("run", "--workload", "micro", "--plugin", "adamw", "--set", "lr=fast", "--debug")
 
 

@@ -123,7 +123,7 @@ def test_finished_trials_leave_no_checkpoint(done):
     runs = sorted((done[0] / "results" / "runs").iterdir())
     assert len(runs) == 2
     for folder in runs:
-        assert {file.name for file in folder.iterdir()} <= {"trial.json", "events.jsonl", "worker.log", "lock"}
+        assert {file.name for file in folder.iterdir()} <= {"trial.json", "events.jsonl", "worker.log", "lock", "claim"}
 
 
 def test_repeated_command_runs_nothing_and_changes_no_byte(done, bench_here):
@@ -151,7 +151,7 @@ def test_leaderboard_orders_what_was_recorded(done, bench_here):
     assert answer.code == 0
     rows = json.loads(answer.out)
     assert {row["algorithm"] for row in rows} == {"wanders", "adamw"}
-    assert {(row["workload"], row["hits"], row["seeds"]) for row in rows} == {("micro", 1, 1)}
+    assert {(row["workload"], row["hits"], row["replicates"]) for row in rows} == {("micro", 1, 1)}
 
 
 def test_options_reach_the_record(bench_here):
