@@ -72,17 +72,14 @@ def command(
 
 
 def _draw(found: list[Board], store: Store, path: Path) -> None:
-    from bench.figures import board_figure
+    from bench.figures import board_figure, save
 
     if len(found) != 1:
         raise BadValue(
             f"--figure draws one board; this selection has {len(found)}",
             hint="choose with --workload, --tier and --protocol",
         )
-    if path.suffix not in {".svg", ".png", ".pdf"}:
-        raise BadValue(f"--figure {str(path)!r} must end in .svg, .png or .pdf")
-    drawn = board_figure(found[0], store.trials(), store.curves())
-    drawn.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
+    save(board_figure(found[0], store.trials(), store.curves()), path)
     click.echo(f"drew {path}", err=True)
 
 

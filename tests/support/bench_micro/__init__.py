@@ -52,7 +52,8 @@ STATEFUL = ("wanders:Wanders", "blurs:Blurs", "lacks-micro-batches:LacksMicroBat
 
 @hookimpl
 def bench_algorithms() -> list[Entry]:
-    modules = {"faulty": FAULTY, "late": LATE, "exhausting": EXHAUSTING, "stateful": STATEFUL}
+    twin = ("adamw-twin:AdamWTwin",)
+    modules = {"faulty": FAULTY, "late": LATE, "exhausting": EXHAUSTING, "stateful": STATEFUL, "twin": twin}
     return [
         Entry(
             name=name,
