@@ -61,8 +61,9 @@ def _limits(cells: Sequence[Mapping[str, str]], width: int, fold: Sequence[str])
 
 
 def _block(row: Mapping[str, str]) -> str:
-    longest = max(map(len, row))
-    return "\n".join(f"{key:<{longest}}  {value}" for key, value in row.items())
+    told = {key: value for key, value in row.items() if value} or row  # here no empty cell has to keep a place
+    longest = max(map(len, told))
+    return "\n".join(f"{key:<{longest}}  {value}" for key, value in told.items())
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
