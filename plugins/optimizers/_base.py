@@ -125,6 +125,36 @@ def piece_elements(device: torch.device) -> int:
     return 2**18 if device.type == "cpu" else 2**24
 
 
+def cut(*lists: list[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
+    """Yield parallel ``lists`` of tensors of one device again, each time at most :func:`piece_elements` elements.
+
+    Larger contiguous tensors come as flat views of that size. For operations that work element by element: five of
+    them, one after the other on the embedding of a LLaMA, took a third of the time when each piece stayed in the cache.
+    """
+    limit = piece_elements(lists[0][0].device) if lists[0] else 1
+    waiting: list[tuple[Tensor, ...]] = []
+    elements = 0
+    for tensors in zip(*lists, strict=True):
+        for part in _split(tensors, limit):
+            if waiting and elements + part[0].numel() > limit:
+                yield _columns(waiting)
+                waiting, elements = [], 0
+            waiting.append(part)
+            elements += part[0].numel()
+    if waiting:
+        yield _columns(waiting)
+
+
+def _split(tensors: tuple[Tensor, ...], limit: int) -> Iterator[tuple[Tensor, ...]]:
+    if tensors[0].numel() <= limit or not all(tensor.is_contiguous() for tensor in tensors):
+        return iter([tensors])
+    return zip(*(tensor.view(-1).split(limit) for tensor in tensors), strict=True)
+
+
+def _columns(rows: list[tuple[Tensor, ...]]) -> tuple[list[Tensor], ...]:
+    return tuple(list(column) for column in zip(*rows, strict=True))
+
+
 def pieces(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     """Yield ``tensors`` of one device in consecutive lists of at most :func:`piece_elements` elements."""
     piece: list[Tensor] = []

@@ -55,6 +55,14 @@ class Projection(NamedTuple):
         full = reduced if self.left is None else self.left @ reduced
         return full if self.right is None else full @ self.right.mT
 
+    def add_up(self, weights: list[Tensor], reduced: Tensor, factor: float) -> None:
+        """Add ``factor`` times :meth:`up` of ``reduced`` (k, ...) to the k ``weights`` (m, n), without temporaries."""
+        left = reduced if self.left is None else self.left
+        right = reduced if self.right is None else self.right.mT
+        left = left @ reduced if self.left is not None and self.right is not None else left
+        for weight, one, other in zip(weights, left.unbind(), right.unbind(), strict=True):
+            weight.addmm_(one, other, alpha=factor)
+
 
 BasisFunction = Callable[[Tensor, int, Side, Projection | None], Projection]
 """``(gradient (..., m, n), rank, side, previous) -> Projection``; ``previous`` is the one before, ``None`` at first."""

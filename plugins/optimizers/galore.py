@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bench import Algorithm, Choice, Log, Role, hyper
 from bench.errors import BadValue, SlotMismatch
 
-from ._adam import adam_direction, adam_directions, bias_factor
+from ._adam_state import adamw_step, advance
 from ._base import (
     BaseOptimizer,
     Group,
@@ -212,21 +212,19 @@ class GaLoreAdamW(BaseOptimizer):
                     self._update_projected(group, piece)
                 else:
                     self._update_plain(group, piece)
+                _decay(piece, group)
 
     def _update_plain(self, group: Group, parameters: list[Tensor]) -> None:
         """Make a plain Adam step with ``parameters`` of one device, dtype and number of steps."""
-        directions, size = self._directions(group, parameters, gradients_of(parameters))
-        torch._foreach_add_(parameters, directions, alpha=-size)
-        _decay(parameters, group)
+        states = [self.state[parameter] for parameter in parameters]
+        adamw_step(parameters, states, group | {"weight_decay": 0.0}, corrected=False)
 
     def _update_projected(self, group: Group, parameters: list[Tensor]) -> None:
         """Make a GaLore step with ``parameters`` of one shape, device, dtype and number of steps."""
         gradients = _stacked(gradients_of(parameters))
         projection = self._projection(group, parameters, gradients)
         directions, size = self._directions(group, parameters, list(projection.down(gradients).unbind()))
-        updates = list(projection.up(_stacked(directions)).unbind())
-        torch._foreach_add_(parameters, updates, alpha=-size * group["scale"])
-        _decay(parameters, group)
+        projection.add_up(parameters, _stacked(directions), -size * group["scale"])
 
     def _projection(self, group: Group, parameters: list[Tensor], gradients: Tensor) -> Projection:
         """Return the stacked bases of ``parameters``, renewed where the gap is over."""
@@ -254,18 +252,10 @@ class GaLoreAdamW(BaseOptimizer):
     def _directions(
         self, group: Group, parameters: list[Tensor], gradients: list[Tensor]
     ) -> tuple[list[Tensor], float]:
-        """Advance the moments by ``gradients`` (projected or not); return N of each, and η √(1-β₂ᵏ)/(1-β₁ᵏ)."""
+        """Advance the moments by ``gradients``; return N of each, and η √(1-β₂ᵏ)/(1-β₁ᵏ)."""
         states = [self.state[parameter] for parameter in parameters]
-        for state, gradient in zip(states, gradients, strict=True):
-            if "exp_avg" not in state:
-                state |= {"exp_avg": torch.zeros_like(gradient), "exp_avg_sq": torch.zeros_like(gradient)}
-            state["step"] = state.get("step", 0) + 1
-        exp_avgs, exp_avg_sqs = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
-        size = group["lr"] * bias_factor(group["betas"], states[0]["step"])
-        if group["foreach"]:
-            return adam_directions(gradients, exp_avgs, exp_avg_sqs, group["betas"], group["eps"]), size
-        tensors = zip(gradients, exp_avgs, exp_avg_sqs, strict=True)
-        return [adam_direction(*three, group["betas"], group["eps"]) for three in tensors], size
+        directions, factor = advance(states, gradients, group, corrected=False)
+        return directions, group["lr"] * factor
 
 
 def _decay(parameters: list[Tensor], group: Group) -> None:

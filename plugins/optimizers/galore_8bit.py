@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+import torch
 from annotated_types import Ge
 
 from bench import hyper
 
 from ._adam import bias_factor, corrected_eps
+from ._base import gradients_of
 from ._projection import BasisFunction, ProjectionType, gram_basis
 from ._quantized import quantized_adam_direction, start_moments
 from .galore import GaLore, GaLoreAdamW
@@ -101,6 +103,10 @@ class GaLoreAdamW8bit(GaLoreAdamW):
             basis=basis,
             foreach=foreach,
         )
+
+    def _update_plain(self, group: Group, parameters: list[Tensor]) -> None:
+        directions, size = self._directions(group, parameters, gradients_of(parameters))
+        torch._foreach_add_(parameters, directions, alpha=-size)
 
     def _directions(
         self, group: Group, parameters: list[Tensor], gradients: list[Tensor]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench import Algorithm, Choice, Log, hyper
 
-from ._base import BaseOptimizer, Group, bucketed, gradients_of, pieces
+from ._base import BaseOptimizer, Group, bucketed, cut, gradients_of
 
 if TYPE_CHECKING:
     from torch.optim.optimizer import ParamsT
@@ -94,14 +94,13 @@ class LionOptimizer(BaseOptimizer):
             if not self.state[parameter]:
                 self.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
         for bucket in bucketed(parameters, lambda parameter: (parameter.device, parameter.dtype)):
-            for piece in pieces(bucket):
-                momenta = [self.state[parameter]["exp_avg"] for parameter in piece]
-                gradients = gradients_of(piece)
-                if group["foreach"]:
-                    lion_foreach(piece, gradients, momenta, **options)
-                else:
-                    for tensors in zip(piece, gradients, momenta, strict=True):
-                        lion_single(*tensors, **options)
+            momenta = [self.state[parameter]["exp_avg"] for parameter in bucket]
+            if group["foreach"]:
+                for tensors in cut(bucket, gradients_of(bucket), momenta):
+                    lion_foreach(*tensors, **options)
+            else:
+                for tensors in zip(bucket, gradients_of(bucket), momenta, strict=True):
+                    lion_single(*tensors, **options)
 
 
 def lion_single(
@@ -124,12 +123,11 @@ def lion_foreach(
     betas: tuple[float, float],
     weight_decay: float,
 ) -> None:
-    """Step many tensors of one device and dtype: :func:`lion_single`, operation by operation."""
+    """Step many tensors of one device and dtype: :func:`lion_single` with an operation less for each interpolation."""
     beta1, beta2 = betas
-    torch._foreach_mul_(weights, 1.0 - lr * weight_decay)
-    directions = torch._foreach_mul(momenta, beta1)  # noqa: SLF001 - as in torch
-    torch._foreach_add_(directions, gradients, alpha=1.0 - beta1)
+    directions = torch._foreach_lerp(momenta, gradients, 1.0 - beta1)  # noqa: SLF001 - as in torch
     torch._foreach_sign_(directions)
+    if weight_decay:
+        torch._foreach_mul_(weights, 1.0 - lr * weight_decay)
     torch._foreach_add_(weights, directions, alpha=-lr)
-    torch._foreach_mul_(momenta, beta2)
-    torch._foreach_add_(momenta, gradients, alpha=1.0 - beta2)
+    torch._foreach_lerp_(momenta, gradients, 1.0 - beta2)

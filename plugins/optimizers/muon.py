@@ -13,7 +13,7 @@ from torch import Tensor
 from bench import HIDDEN_MATRICES, Algorithm, Choice, Linear, Log, hyper
 from bench.errors import BadValue, SlotMismatch
 
-from ._adam import adam_direction, adam_directions, bias_factor, corrected_eps
+from ._adam_state import adamw_step
 from ._base import (
     BaseOptimizer,
     Group,
@@ -201,24 +201,8 @@ class MuonOptimizer(BaseOptimizer):
                         muon_single(*tensors, group)
 
     def _update_adamw(self, group: Group, parameters: list[Tensor]) -> None:
-        betas = group["betas"]
-        for parameter in parameters:
-            self.state[parameter]["step"] += 1
         for bucket in bucketed(parameters, lambda p: (p.device, p.dtype, self.state[p]["step"])):
-            step = self.state[bucket[0]]["step"]
-            eps, size = corrected_eps(group["eps"], betas, step), group["lr"] * bias_factor(betas, step)
-            for piece in pieces(bucket):
-                exp_avgs, exp_avg_sqs = ([self.state[p][name] for p in piece] for name in ("exp_avg", "exp_avg_sq"))
-                gradients = gradients_of(piece)
-                torch._foreach_mul_(piece, 1.0 - group["lr"] * group["weight_decay"])
-                if group["foreach"]:
-                    directions = adam_directions(gradients, exp_avgs, exp_avg_sqs, betas, eps)
-                else:
-                    directions = [
-                        adam_direction(*tensors, betas, eps)
-                        for tensors in zip(gradients, exp_avgs, exp_avg_sqs, strict=True)
-                    ]
-                torch._foreach_add_(piece, directions, alpha=-size)
+            adamw_step(bucket, [self.state[parameter] for parameter in bucket], group)
 
 
 def _refuse_vectors(group: Group) -> None:

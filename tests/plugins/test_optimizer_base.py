@@ -20,7 +20,7 @@ from torch import nn
 from bench import Registry
 from bench.plugins import baselines, optimizers, schedules
 from bench.plugins.optimizers import _base
-from bench.plugins.optimizers._base import bucketed, pieces
+from bench.plugins.optimizers._base import bucketed, cut, pieces
 from bench.plugins.optimizers.galore import GaLoreAdamW, gram_basis, subspace_basis, svd_basis
 from bench.plugins.optimizers.galore_8bit import GaLoreAdamW8bit
 from bench.plugins.optimizers.galore_per_layer import GaLoreAdamWPerLayer
@@ -217,20 +217,42 @@ def test_foreach_form_agrees_for_any_mix_of_shapes(shapes, name, dtype):
 
 
 def test_result_does_not_depend_on_how_tensors_are_cut_into_pieces(build, monkeypatch):
-    whole, cut = parameters(), parameters()
+    whole, divided = parameters(), parameters()
     expected = steps(build(*whole), whole, 5)
     monkeypatch.setattr(_base, "piece_elements", lambda _: 100)
-    for left, right in zip(steps(build(*cut), cut, 5), expected, strict=True):
+    for left, right in zip(steps(build(*divided), divided, 5), expected, strict=True):
         assert torch.allclose(left, right, atol=2e-5)
 
 
 def test_pieces_keep_the_order_and_the_limit(monkeypatch):
     monkeypatch.setattr(_base, "piece_elements", lambda _: 10)
     tensors = [torch.zeros(size) for size in (4, 6, 1, 25, 3, 3, 3)]
-    cut = list(pieces(tensors))
-    assert [tensor for piece in cut for tensor in piece] == tensors
-    assert [[tensor.numel() for tensor in piece] for piece in cut] == [[4, 6], [1], [25], [3, 3, 3]]
+    found = list(pieces(tensors))
+    assert [tensor for piece in found for tensor in piece] == tensors
+    assert [[tensor.numel() for tensor in piece] for piece in found] == [[4, 6], [1], [25], [3, 3, 3]]
     assert bucketed("abcab", lambda letter: letter) == [["a", "a"], ["b", "b"], ["c"]]
+
+
+def test_cut_yields_every_element_once_in_pieces_of_at_most_the_limit(monkeypatch):
+    monkeypatch.setattr(_base, "piece_elements", lambda _: 10)
+    sizes = [(4,), (6,), (5, 5), (3,), (3, 3)]
+    one, other = ([torch.zeros(size) for size in sizes] for _ in range(2))
+    for number, (left, right) in enumerate(cut(one, other), start=1):
+        assert sum(tensor.numel() for tensor in left) <= 10
+        assert [tensor.numel() for tensor in left] == [tensor.numel() for tensor in right]
+        torch._foreach_add_([*left, *right], float(number))
+    numbers = [tensor.flatten().tolist() for tensor in one]
+    assert numbers == [[1.0] * 4, [1.0] * 6, [2.0] * 10 + [3.0] * 10 + [4.0] * 5, [4.0] * 3, [5.0] * 9]
+    assert all(torch.equal(left, right) for left, right in zip(one, other, strict=True))
+
+
+def test_cut_leaves_tensors_whole_whose_layouts_differ(monkeypatch):
+    monkeypatch.setattr(_base, "piece_elements", lambda _: 10)
+    one, other = torch.zeros(5, 6), torch.zeros(6, 5).T
+    ((left, right),) = cut([one], [other])
+    assert left == [one]
+    assert right == [other]
+    assert list(cut([], [])) == []
 
 
 # -- saving and loading --------------------------------------------------------------------------------------------

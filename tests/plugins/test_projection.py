@@ -60,6 +60,17 @@ def test_bases_are_orthonormal_of_the_right_shape_and_on_the_right_side(problem,
             assert torch.allclose(vectors.T @ vectors, torch.eye(rank), atol=1e-5)
 
 
+@given(problems(), st.sampled_from(SIDES))
+def test_adding_in_place_is_adding_what_comes_back_up(problem, side):
+    gradient, rank = problem
+    stack = torch.stack([gradient, 2 - gradient])
+    projection = gram_basis(stack, rank, side, None)
+    reduced, weights = projection.down(stack), [gradient.sin(), gradient.cos()]
+    expected = torch.stack(weights) - 0.3 * projection.up(reduced)
+    projection.add_up(weights, reduced, -0.3)
+    assert torch.allclose(torch.stack(weights), expected, atol=1e-4)
+
+
 @given(problems(), st.sampled_from(BASES), st.sampled_from(SIDES))
 def test_projecting_twice_is_projecting_once_and_never_adds_energy(problem, basis, side):
     gradient, rank = problem
