@@ -238,19 +238,21 @@ def test_a_closure_is_called_with_gradients_enabled_and_its_loss_is_returned(nam
 @pytest.mark.parametrize("key", ["tall", "norm"])
 def test_every_group_steps_with_a_learning_rate_of_its_own(name, key):
     scene = Scene(name)
-    twin = nn.Parameter(scene.parameters[key].detach().clone())
     group = next(g for g in scene.optimizer.param_groups if any(p is scene.parameters[key] for p in g["params"]))
     named = "param_names" in group
-    options = {option: value for option, value in group.items() if option not in {"params", "param_names"}}
-    options |= {"lr": 10 * group["lr"], "params": [("twin", twin)] if named else [twin]}
-    scene.optimizer.add_param_group(options)
+    twins = [nn.Parameter(scene.parameters[key].detach().clone()) for _ in range(2)]
+    for number, (twin, factor) in enumerate(zip(twins, (1, 10), strict=True)):
+        options = {option: value for option, value in group.items() if option not in {"params", "param_names"}}
+        options |= {"lr": factor * group["lr"], "params": [(f"twin {number}", twin)] if named else [twin]}
+        scene.optimizer.add_param_group(options)
+        twin.grad = drawn(key, 1, SHAPES[key][1])
     before = scene.values()
-    twin.grad = drawn(key, 1, SHAPES[key][1])
     scene.step(1)
     alone = Scene(name)
     assert equal(alone.steps(1, 1), scene.values())
-    moved = scene.parameters[key].detach() - before[key]
-    torch.testing.assert_close(twin.detach() - before[key], 10 * moved, rtol=1e-3, atol=1e-7)
+    moved, far = (twin.detach() - before[key] for twin in twins)
+    assert moved.any()
+    torch.testing.assert_close(far, 10 * moved, rtol=1e-3, atol=1e-7)
 
 
 @every_optimizer

@@ -145,10 +145,10 @@ def cut(*lists: list[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
         yield _columns(waiting)
 
 
-def _split(tensors: tuple[Tensor, ...], limit: int) -> Iterator[tuple[Tensor, ...]]:
+def _split(tensors: tuple[Tensor, ...], limit: int) -> Iterable[tuple[Tensor, ...]]:
     if tensors[0].numel() <= limit or not all(tensor.is_contiguous() for tensor in tensors):
-        return iter([tensors])
-    return zip(*(tensor.view(-1).split(limit) for tensor in tensors), strict=True)
+        return [tensors]
+    return zip(*(torch.split(tensor.view(-1), limit) for tensor in tensors), strict=True)
 
 
 def _columns(rows: list[tuple[Tensor, ...]]) -> tuple[list[Tensor], ...]:

@@ -96,8 +96,8 @@ class LionOptimizer(BaseOptimizer):
         for bucket in bucketed(parameters, lambda parameter: (parameter.device, parameter.dtype)):
             momenta = [self.state[parameter]["exp_avg"] for parameter in bucket]
             if group["foreach"]:
-                for tensors in cut(bucket, gradients_of(bucket), momenta):
-                    lion_foreach(*tensors, **options)
+                for piece in cut(bucket, gradients_of(bucket), momenta):
+                    lion_foreach(*piece, **options)
             else:
                 for tensors in zip(bucket, gradients_of(bucket), momenta, strict=True):
                     lion_single(*tensors, **options)
