@@ -68,8 +68,8 @@ def nearest_codes_by_table(unit: Tensor, *, signed: bool) -> Tensor:
     midpoints, so the code is the table's or the next one.
     """
     upper = (unit.view(torch.int32) >> 16).bitwise_and_(0xFFFF)
-    codes = torch.take(_first_codes(signed, unit.device), upper.long())
-    return codes.add_(unit > torch.take(_midpoints(signed, unit.device), codes.long()))
+    codes = torch.index_select(_first_codes(signed, unit.device), 0, upper)
+    return codes.add_(unit > torch.index_select(_midpoints(signed, unit.device), 0, codes.int()))
 
 
 def blocks_of(elements: int) -> int:
@@ -88,7 +88,7 @@ def quantize(values: Tensor, *, signed: bool) -> tuple[Tensor, Tensor]:
 
 def dequantize(codes: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
     """Return the fp32 values (N,) of ``codes`` (N,) and ``scales`` (ceil(N/256),)."""
-    unit = torch.take(dynamic_values(signed, codes.device), codes.long())
+    unit = torch.index_select(dynamic_values(signed, codes.device), 0, codes.int())
     blocks = pad(unit, (0, -codes.numel() % BLOCK)).view(-1, BLOCK) * scales.unsqueeze(1)
     return blocks.view(-1)[: codes.numel()]
 

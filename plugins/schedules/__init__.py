@@ -10,6 +10,27 @@ def bench_algorithms() -> list[Entry]:
     """Return the entries of the schedules."""
     return [
         Entry(
+            name="gradient-norms",
+            target="bench.plugins.schedules.gradient_norms:GradientNorms",
+            track="schedule",
+            paper="arXiv:2310.07831",
+            summary="log of the gradients' norms, for the refined schedule; training is not changed",
+        ),
+        Entry(
+            name="linear-decay",
+            target="bench.plugins.schedules.linear_decay:LinearDecay",
+            track="schedule",
+            paper="arXiv:2310.07831",
+            summary="short warm-up, then a line to zero",
+        ),
+        Entry(
+            name="refined",
+            target="bench.plugins.schedules.refined:Refined",
+            track="schedule",
+            paper="arXiv:2310.07831",
+            summary="the schedule that the gradient norms of an earlier run ask for",
+        ),
+        Entry(
             name="warmup-cosine",
             target="bench.plugins.schedules.warmup_cosine:WarmupCosine",
             track="schedule",
