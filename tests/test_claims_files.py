@@ -257,7 +257,7 @@ def stranger(tmp_path, monkeypatch):
 
 
 def _ours():
-    homes = ("plugins.baselines", "plugins.optimizers", "plugins.schedules", "workloads")
+    homes = ("plugins.baselines", "plugins.data_selection", "plugins.optimizers", "plugins.schedules", "workloads")
     return [EntryPoint(name=home, value=f"bench.{home}", group="bench") for home in homes]
 
 

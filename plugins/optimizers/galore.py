@@ -7,30 +7,29 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 import torch
 from annotated_types import Ge, Gt, Lt
-from torch import Tensor, nn
+from torch import Tensor
 
-from bench import Algorithm, Choice, Log, Role, hyper
-from bench.errors import BadValue, SlotMismatch
+from bench import Algorithm, Choice, Log, hyper
+from bench.errors import BadValue
 
 from ._adam_state import adamw_step, advance
-from ._base import (
-    BaseOptimizer,
-    Group,
-    bucketed,
-    gradients_of,
-    parameter_name,
-    pieces,
+from ._base import BaseOptimizer, Group, bucketed, gradients_of, pieces
+from ._low_rank import (
+    new_projection,
+    rank_groups,
+    refuse_bad_shapes,
+    stacked,
+    store_projection,
+    stored_projection,
 )
 from ._projection import (
     BasisFunction,
     Projection,
     ProjectionType,
-    Side,
     gram_basis,
     side_of,
     subspace_basis,
     svd_basis,
-    undefined_projection,
 )
 
 if TYPE_CHECKING:
@@ -48,9 +47,6 @@ MISPLACED = {
     "proj_type": "it is called projection_type here",
 }
 """Options that people write into a group, where torch would keep them without a word and nothing would use them."""
-
-PROJECTED_ROLES = frozenset({Role.ATTENTION_Q, Role.ATTENTION_K, Role.ATTENTION_V, Role.ATTENTION_O, Role.MLP})
-"""The roles whose matrices the published runs project."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,21 +103,7 @@ class GaLore(Algorithm):
         )
 
     def _groups(self, named_parameters: NamedParameters, run: Run) -> list[Group]:
-        by_rank: dict[int, list[tuple[str, nn.Parameter]]] = {}
-        rest = []
-        for name, parameter in named_parameters:
-            if run.role(name) in PROJECTED_ROLES and parameter.ndim == 2:
-                rank = self.rank or max(1, min(parameter.shape) // 4)
-                by_rank.setdefault(rank, []).append((name, parameter))
-            else:
-                rest.append((name, parameter))
-        if not by_rank:
-            raise SlotMismatch(
-                f"{self.name} found no matrix with an attention or MLP role, so nothing to project",
-                hint="use adamw, or give the workload's matrices their roles",
-            )
-        groups: list[Group] = [{"params": matrices, "rank": rank} for rank, matrices in by_rank.items()]
-        return [*groups, {"params": rest}] if rest else groups
+        return rank_groups(self.name, named_parameters, run, self.rank)
 
 
 class GaLoreAdamW(BaseOptimizer):
@@ -196,7 +178,7 @@ class GaLoreAdamW(BaseOptimizer):
         self.algorithm.check(beta1=beta1, beta2=beta2, **{name: options[name] for name in names})
         super().add_param_group(param_group)
         try:
-            _refuse_bad_shapes(self.algorithm.name, self.param_groups[-1])
+            refuse_bad_shapes(self.algorithm.name, self.param_groups[-1])
         except BadValue:
             self.param_groups.pop()
             raise
@@ -221,33 +203,21 @@ class GaLoreAdamW(BaseOptimizer):
 
     def _update_projected(self, group: Group, parameters: list[Tensor]) -> None:
         """Make a GaLore step with ``parameters`` of one shape, device, dtype and number of steps."""
-        gradients = _stacked(gradients_of(parameters))
+        gradients = stacked(gradients_of(parameters))
         projection = self._projection(group, parameters, gradients)
         directions, size = self._directions(group, parameters, list(projection.down(gradients).unbind()))
-        projection.add_up(parameters, _stacked(directions), -size * group["scale"])
+        projection.add_up(parameters, stacked(directions), -size * group["scale"])
 
     def _projection(self, group: Group, parameters: list[Tensor], gradients: Tensor) -> Projection:
         """Return the stacked bases of ``parameters``, renewed where the gap is over."""
         states = [self.state[parameter] for parameter in parameters]
-        previous = _stored_projection(states)
+        previous = stored_projection(states)
         if previous is not None and states[0]["step"] % group["update_gap"] != 0:
             return previous
         side = side_of(parameters[0].shape, group["projection_type"])
-        projection = self._new_projection(gradients, group["rank"], side, previous)
-        for name, bases in zip(Projection._fields, projection, strict=True):
-            if bases is not None:
-                for state, basis in zip(states, bases.unbind(), strict=True):
-                    state[name] = basis.clone()  # its own, so that no state keeps the whole batch alive
+        projection = new_projection(self.basis, gradients, group["rank"], side, previous)
+        store_projection(states, projection)
         return projection
-
-    def _new_projection(self, gradients: Tensor, rank: int, side: Side, previous: Projection | None) -> Projection:
-        try:
-            return self.basis(gradients, rank, side, previous)
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            if gradients.isfinite().all():
-                raise
-            # A run that diverges must end as every optimizer lets it end, in weights that are not finite.
-            return undefined_projection(gradients, rank, side)
 
     def _directions(
         self, group: Group, parameters: list[Tensor], gradients: list[Tensor]
@@ -262,29 +232,3 @@ def _decay(parameters: list[Tensor], group: Group) -> None:
     if group["weight_decay"]:
         # As the authors' code has it; a product with 1 - η λ, rounded to fp32, would drift away from it.
         torch._foreach_add_(parameters, parameters, alpha=-group["lr"] * group["weight_decay"])
-
-
-def _stacked(tensors: list[Tensor]) -> Tensor:
-    """Return ``tensors`` of one shape as one batch; a single one without a copy."""
-    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
-
-
-def _stored_projection(states: list[dict[str, Any]]) -> Projection | None:
-    bases = [_stacked([state[name] for state in states]) if name in states[0] else None for name in Projection._fields]
-    return Projection(*bases) if any(basis is not None for basis in bases) else None
-
-
-def _refuse_bad_shapes(name: str, group: Group) -> None:
-    rank = group["rank"]
-    for parameter in group["params"] if rank is not None else ():
-        which = parameter_name(group, parameter)
-        if parameter.ndim != 2:
-            raise BadValue(
-                f"{name}: {which} is no matrix and cannot be projected",
-                hint="put it into a group without a rank, where it takes plain Adam steps",
-            )
-        if rank > min(parameter.shape):
-            raise BadValue(
-                f"{name}: rank = {rank!r} ({type(rank).__name__}) is not allowed for {which}",
-                hint=f"rank is an int, 1 <= rank <= {min(parameter.shape)}, the matrix's short side",
-            )

@@ -12,8 +12,9 @@ from torch import nn
 from bench import Choice, Log, Role, hyper
 from bench.errors import BadValue, SlotMismatch
 
+from ._low_rank import PROJECTED_ROLES
 from ._weight_norm import NormalizedLinear, replace_linears
-from .galore import PROJECTED_ROLES, GaLore, GaLoreAdamW
+from .galore import GaLore, GaLoreAdamW
 
 if TYPE_CHECKING:
     from bench import NamedParameters, Run

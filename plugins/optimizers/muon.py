@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from bench import HIDDEN_MATRICES, Algorithm, Choice, Linear, Log, hyper
-from bench.errors import BadValue, SlotMismatch
+from bench import Algorithm, Choice, Linear, Log, hyper
 
-from ._adam_state import adamw_step
-from ._base import (
-    BaseOptimizer,
-    Group,
-    bucketed,
-    gradients_of,
-    parameter_name,
-    pieces,
+from ._base import Group, gradients_of
+from ._hidden_matrices import (
+    HiddenMatrixOptimizer,
+    Scratch,
+    matrices_and_rest,
+    nesterov_mix,
+    stacked_matrices,
+    subtract,
 )
 from ._orthogonalize import newton_schulz, newton_schulz_batched
 
@@ -76,23 +75,8 @@ class Muon(Algorithm):
 
     def optimizer(self, named_parameters: NamedParameters, run: Run) -> MuonOptimizer:
         """Return one optimizer with a Muon group and an AdamW group."""
-        matrices: list[tuple[str, Tensor]] = []
-        rest: list[tuple[str, Tensor]] = []
-        for name, parameter in named_parameters:
-            hidden = run.role(name) in HIDDEN_MATRICES and parameter.ndim >= 2
-            (matrices if hidden else rest).append((name, parameter))
-        if not matrices:
-            raise SlotMismatch(
-                "muon found no parameter with a hidden role and two or more dimensions, so nothing to orthogonalise",
-                hint="use adamw, or give the workload's matrices their roles",
-            )
-        groups: list[Group] = [{"params": matrices}]
-        if rest:
-            betas = (self.adamw_beta1, self.adamw_beta2)
-            groups.append({"params": rest, "algorithm": "adamw", "lr": self.adamw_lr, "betas": betas})
-            groups[-1] |= {"eps": self.adamw_eps, "weight_decay": self.adamw_weight_decay}
         return MuonOptimizer(
-            groups,
+            matrices_and_rest(self, named_parameters, run),
             lr=self.lr,
             momentum=self.momentum,
             nesterov=self.nesterov,
@@ -102,11 +86,7 @@ class Muon(Algorithm):
         )
 
 
-MUON_OPTIONS = ("lr", "weight_decay", "momentum", "nesterov", "newton_schulz_steps", "shape_factor")
-ADAMW_DEFAULTS: Group = {"lr": 3e-4, "betas": (0.9, 0.95), "eps": 1e-10, "weight_decay": 0.0}
-
-
-class MuonOptimizer(BaseOptimizer):
+class MuonOptimizer(HiddenMatrixOptimizer):
     r"""Muon for matrices, with AdamW groups for what is no hidden matrix.
 
     With weight W (m, n), gradient G and momentum M (zero at first):
@@ -142,6 +122,8 @@ class MuonOptimizer(BaseOptimizer):
     Source: KellerJordan/Muon ``muon.py``. Deviations: those of :class:`Muon`.
     """
 
+    algorithm: ClassVar[type[Algorithm]] = Muon
+
     def __init__(
         self,
         params: ParamsT,
@@ -154,70 +136,26 @@ class MuonOptimizer(BaseOptimizer):
         shape_factor: ShapeFactor = "original",
         foreach: bool = True,
     ) -> None:
-        options = (lr, weight_decay, momentum, nesterov, newton_schulz_steps, shape_factor)
-        super().__init__(
-            params, dict(zip(MUON_OPTIONS, options, strict=True)) | {"algorithm": "muon", "foreach": foreach}
-        )
+        options: Group = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "newton_schulz_steps": newton_schulz_steps,
+            "shape_factor": shape_factor,
+        }
+        super().__init__(params, options | {"algorithm": "muon", "foreach": foreach})
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group after checking its options and the shapes of its parameters."""
-        algorithm = param_group.get("algorithm", "muon")
-        if algorithm == "adamw":
-            param_group = ADAMW_DEFAULTS | param_group
-            beta1, beta2 = param_group["betas"]
-            named = {"lr": param_group["lr"], "beta1": beta1, "beta2": beta2, "eps": param_group["eps"]}
-            named["weight_decay"] = param_group["weight_decay"]
-            Muon.check(**{f"adamw_{name}": value for name, value in named.items()})
-        elif algorithm == "muon":
-            options = self.defaults | param_group
-            Muon.check(**{name: options[name] for name in MUON_OPTIONS})
+    def _fresh(self, matrix: Tensor, group: Group) -> Group:
+        return {"momentum": torch.zeros_like(matrix)}
+
+    def _update_matrices(self, group: Group, matrices: list[Tensor], scratch: Scratch) -> None:
+        momenta = [self.state[parameter]["momentum"] for parameter in matrices]
+        if group["foreach"]:
+            muon_batched(matrices, gradients_of(matrices), momenta, group, scratch)
         else:
-            raise BadValue(
-                f"muon: algorithm = {algorithm!r} ({type(algorithm).__name__}) is not allowed in a parameter group",
-                hint="algorithm is one of 'muon', 'adamw'",
-            )
-        super().add_param_group(param_group)
-        try:
-            _refuse_vectors(self.param_groups[-1])
-        except BadValue:
-            self.param_groups.pop()
-            raise
-
-    def _update(self, group: Group, parameters: list[Tensor]) -> None:
-        for parameter in parameters:
-            if not self.state[parameter]:
-                self.state[parameter] = _fresh_state(parameter, group)
-        if group["algorithm"] == "adamw":
-            self._update_adamw(group, parameters)
-            return
-        for bucket in bucketed(parameters, lambda parameter: (parameter.device, parameter.dtype, parameter.shape)):
-            for piece in pieces(bucket):
-                momenta = [self.state[parameter]["momentum"] for parameter in piece]
-                gradients = gradients_of(piece)
-                if group["foreach"]:
-                    muon_batched(piece, gradients, momenta, group)
-                else:
-                    for tensors in zip(piece, gradients, momenta, strict=True):
-                        muon_single(*tensors, group)
-
-    def _update_adamw(self, group: Group, parameters: list[Tensor]) -> None:
-        for bucket in bucketed(parameters, lambda p: (p.device, p.dtype, self.state[p]["step"])):
-            adamw_step(bucket, [self.state[parameter] for parameter in bucket], group)
-
-
-def _refuse_vectors(group: Group) -> None:
-    for parameter in group["params"] if group["algorithm"] == "muon" else ():
-        if parameter.ndim < 2:
-            raise BadValue(
-                f"muon: {parameter_name(group, parameter)} has fewer than two dimensions and cannot be orthogonalised",
-                hint='put it into a group with "algorithm": "adamw"',
-            )
-
-
-def _fresh_state(parameter: Tensor, group: Group) -> Group:
-    if group["algorithm"] == "adamw":
-        return {"step": 0, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
-    return {"momentum": torch.zeros_like(parameter)}
+            for tensors in zip(matrices, gradients_of(matrices), momenta, strict=True):
+                muon_single(*tensors, group)
 
 
 def step_factor(shape: torch.Size, kind: ShapeFactor) -> float:
@@ -240,13 +178,11 @@ def muon_single(weight: Tensor, gradient: Tensor, momentum: Tensor, options: Gro
     weight.add_(polar.to(weight.dtype), alpha=-lr * step_factor(weight.shape, options["shape_factor"]))
 
 
-def muon_batched(weights: list[Tensor], gradients: list[Tensor], momenta: list[Tensor], options: Group) -> None:
+def muon_batched(
+    weights: list[Tensor], gradients: list[Tensor], momenta: list[Tensor], options: Group, scratch: Scratch
+) -> None:
     """Step matrices of one shape, dtype and device, their Newton-Schulz iterations as one batch."""
-    mu, lr = options["momentum"], options["lr"]
-    torch._foreach_lerp_(momenta, gradients, 1.0 - mu)
-    mixed = torch._foreach_lerp(gradients, momenta, mu) if options["nesterov"] else momenta  # noqa: SLF001 - as in torch
-    stack = torch.stack([matrix.flatten(1) for matrix in mixed])
-    polar = newton_schulz_batched(stack, options["newton_schulz_steps"]).to(weights[0].dtype)
-    torch._foreach_mul_(weights, 1.0 - lr * options["weight_decay"])
-    steps = [x.reshape(weights[0].shape) for x in polar.unbind()]
-    torch._foreach_add_(weights, steps, alpha=-lr * step_factor(weights[0].shape, options["shape_factor"]))
+    mixed = nesterov_mix(gradients, momenta, options["momentum"], nesterov=options["nesterov"], scratch=scratch)
+    polar = newton_schulz_batched(stacked_matrices(mixed), options["newton_schulz_steps"]).to(weights[0].dtype)
+    factor = step_factor(weights[0].shape, options["shape_factor"])
+    subtract(weights, polar.mul_(factor), options["lr"], options["weight_decay"])

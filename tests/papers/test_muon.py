@@ -223,5 +223,5 @@ def test_bad_groups_are_refused():
 
 
 def test_model_without_a_hidden_matrix_is_refused():
-    with pytest.raises(SlotMismatch, match="nothing to orthogonalise"):
+    with pytest.raises(SlotMismatch, match="no parameter with a hidden role"):
         Muon().optimizer([("b", torch.nn.Parameter(torch.zeros(3)))], Run(seed=0, steps=1, roles={"b": Role.MLP}))
