@@ -4,10 +4,14 @@
 # ruff: noqa: ARG002
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import random
+import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import accumulate, count
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -183,3 +187,40 @@ def registry() -> Registry:
 def micro() -> Kit:
     """The toy workload and how to run it."""
     return Kit()
+
+
+# -- packages to compare with ----------------------------------------------------------------------------------------
+@pytest.fixture
+def package():
+    """Return ``name -> module``, skipping with the reason where the package is missing."""
+
+    def load(name, wheel):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                return importlib.import_module(name)
+            except ImportError as error:
+                pytest.skip(f"parity needs the package {wheel}: {error}")
+
+    return load
+
+
+@pytest.fixture
+def module_alone(monkeypatch):
+    """Return ``(name, wheel) -> module``, without running the initialisers of the packages above it.
+
+    They import what the module does not need and what is not there: torchvision, which fits one build of torch, or
+    compiled CUDA kernels. Skips with the reason where the package is missing.
+    """
+
+    def load(name, wheel):
+        for parent in accumulate(name.split(".")[:-1], "{}.{}".format):
+            spec = importlib.util.find_spec(parent)
+            if spec is None:
+                pytest.skip(f"parity needs the package {wheel}")
+            monkeypatch.setitem(sys.modules, parent, importlib.util.module_from_spec(spec))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(name)
+
+    return load

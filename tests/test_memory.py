@@ -4,13 +4,17 @@
 # ruff: noqa: ARG005
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from itertools import product
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 from bench import Algorithm, Role
+from bench.commands.memory import command
 from bench.errors import SlotFault
 from bench.memory import PRECISIONS, estimate
 from bench.probes import rss_peak_bytes
@@ -78,11 +82,17 @@ def test_updates_inside_the_backward_pass_keep_one_gradient_alive(registry):
     assert whole.gradients_bytes == whole.weights_bytes
 
 
-def test_every_listed_optimizer_can_be_estimated(registry):
-    for name in (name for name, entry in registry.algorithms.items() if entry.track == "optimizer"):
-        found = of(registry, name, "tiny", "fp32")
-        assert found.parameters == found.trainable_parameters
-        assert found.states_bytes > 0
+def test_one_command_estimates_every_listed_optimizer_in_both_precisions(registry):
+    names = [name for name, entry in registry.algorithms.items() if entry.track == "optimizer"]
+    options = ["--plugin", ",".join(names), "--workload", "llama-c4", "--tier", "tiny", "--format", "json"]
+    done = CliRunner().invoke(command, options, catch_exceptions=False)
+    rows = json.loads(done.stdout)
+    assert [(row["precision"], row["plugin"]) for row in rows] == list(
+        product([label for _, label in PRECISIONS], names)
+    )
+    for row in rows:
+        assert row["parameters"] >= 857_216
+        assert row["total_bytes"] == row["weights_bytes"] + row["gradients_bytes"] + row["states_bytes"]
 
 
 def toy(**members):

@@ -7,12 +7,9 @@ scipy's transform and explicit products of bases.
 
 from __future__ import annotations
 
-import importlib
 import math
-import sys
-from importlib.util import find_spec
 from itertools import combinations
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -288,17 +285,12 @@ def test_matrices_of_several_sizes_have_a_basis_each(stream):
 
 # -- other packages ------------------------------------------------------------------------------------------------
 @pytest.fixture
-def released(monkeypatch):
+def released(module_alone, monkeypatch):
     """The package's module, without the package's own imports, which need CUDA kernels; its columns are sorted."""
-    spec = find_spec("ista_daslab_optimizers")
-    if spec is None:
-        pytest.skip("parity needs the package ista-daslab-optimizers")
-    bare, topk = ModuleType("ista_daslab_optimizers"), torch.topk
-    bare.__path__ = list(spec.submodule_search_locations)
-    monkeypatch.setitem(sys.modules, "ista_daslab_optimizers", bare)
+    topk = torch.topk
     in_order = lambda **options: SimpleNamespace(indices=topk(**options).indices.sort().values)  # noqa: E731
     monkeypatch.setattr(torch, "topk", in_order)
-    return importlib.import_module("ista_daslab_optimizers.fft_low_rank.dct_adamw")
+    return module_alone("ista_daslab_optimizers.fft_low_rank.dct_adamw", "ista-daslab-optimizers")
 
 
 @pytest.mark.parametrize("shape", SHAPES)

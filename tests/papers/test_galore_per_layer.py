@@ -1,4 +1,8 @@
-"""GaLore inside the backward pass: the same trajectory, with one gradient at a time."""
+"""GaLore inside the backward pass: the same trajectory, with one gradient at a time.
+
+galore-torch has no class for it, only hooks in a training script; so it is compared, to the bit, with our GaLore, which
+has parity with that package.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The log of gradient norms: what it writes, that it changes nothing, and that the refined schedule takes it."""
+"""The log of gradient norms: what it writes, that it changes nothing, and that the refined schedule takes it.
+
+There is no package to compare a log with; the norms that it writes are recomputed from the gradients.
+"""
 
 from __future__ import annotations
 

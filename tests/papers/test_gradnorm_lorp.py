@@ -1,5 +1,6 @@
 """GradNormLoRP against its paper; its release against GaLore; its parameterization against peft's DoRA.
 
+No package has it: the name that its README installs is not published. So the parts that others have are compared alone.
 The pre-training table cannot be reproduced by the release: its script wraps a freshly drawn model in rank-8 adapters.
 The paper's own form is proved by its formulas; the release's rule is written out here to show what it is: GaLore.
 """

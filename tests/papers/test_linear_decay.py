@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from bench import Run
 from bench.errors import BadValue
@@ -23,6 +24,17 @@ def test_without_warm_up_it_falls_in_a_line_from_one_to_zero(steps):
     assert [factor(t) for t in range(steps)] == pytest.approx([1 - t / (steps - 1) for t in range(steps)], abs=1e-15)
     raw = [1 - t / steps for t in range(1, steps + 1)]  # s_t of the paper, divided by its maximum
     assert [factor(t) for t in range(steps)] == pytest.approx([s / max(raw) for s in raw], abs=1e-15)
+
+
+@pytest.mark.parametrize("steps", [2, 10, 300])
+def test_parity_with_torch_polynomial_lr_of_power_one(steps):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=steps - 1, power=1.0)
+    factor = schedule(steps, warmup_fraction=0.0)
+    for step in range(steps + 3):
+        assert factor(step) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        theirs.step()
 
 
 def test_with_warm_up_it_is_the_published_form():

@@ -1,5 +1,7 @@
 """OwLore against its paper and galore-torch.
 
+No package has it: its code is a fork of a training framework. With all blocks trained it is GaLore, which galore-torch
+has; its sampling is proved by its probabilities, and by LISA, its limit of uniform draws at full rank.
 The published probabilities of LLaMA2-7B are not recomputed: that takes its weights and 128 sequences of C4. Instead the
 score is proved on weights and features whose outliers are known.
 """

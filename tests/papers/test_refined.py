@@ -1,4 +1,8 @@
-"""The refined schedule: the closed form, its filter, and the properties that the card lists."""
+"""The refined schedule: the closed form, its filter, and the properties that the card lists.
+
+No package has it, and the authors' script is not free to reuse; so the closed form is written out below, and the bound
+that it minimises is compared with that of other schedules.
+"""
 
 from __future__ import annotations
 

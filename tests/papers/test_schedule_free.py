@@ -14,7 +14,10 @@ from bench.plugins.baselines.schedule_free import ScheduleFree, ScheduleFreeAdam
 pytestmark = pytest.mark.paper
 
 OPTIONS = {"lr": 0.02, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.3}
-CLASSES = [("schedulefree", "schedulefree", "AdamWScheduleFree"), ("pytorch_optimizer",) * 2 + ("ScheduleFreeAdamW",)]
+CLASSES = [
+    ("schedulefree", "schedulefree", "AdamWScheduleFree"),
+    ("pytorch_optimizer", "pytorch-optimizer", "ScheduleFreeAdamW"),
+]
 
 
 def distance(left, right):

@@ -1,10 +1,11 @@
-"""Linear warm-up and cosine decay, against the formula and the published scripts' schedule."""
+"""Linear warm-up and cosine decay, against the formula, the published scripts' schedule and transformers."""
 
 from __future__ import annotations
 
 import math
 
 import pytest
+import torch
 
 from bench import Run
 from bench.errors import BadValue
@@ -30,6 +31,19 @@ def test_it_falls_along_half_a_cosine_to_a_tenth():
     assert factor(1000 + 3000) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 3)))
     assert factor(9_999) == pytest.approx(0.1, abs=1e-6)
     assert factor(10_000) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("steps", [10, 300])
+@pytest.mark.parametrize("final_factor", [0.0, 0.1])
+def test_parity_with_transformers(steps, final_factor, package):
+    make = package("transformers.optimization", "transformers").get_cosine_with_min_lr_schedule_with_warmup
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = make(optimizer, steps // 5, steps, min_lr_rate=final_factor)
+    factor = schedule(steps, warmup_fraction=0.2, final_factor=final_factor)
+    for step in range(steps + 1):
+        assert factor(step) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        theirs.step()
 
 
 def test_it_stays_at_its_final_value_past_the_end_where_the_reference_starts_over():

@@ -20,6 +20,7 @@ from torch import nn
 from bench import HIDDEN_MATRICES, Registry, Role, Run
 from bench.algorithm import slots
 from bench.assembly import Parts, assemble
+from bench.errors import SlotMismatch
 from bench.memory import estimate
 from bench.probes import optimizer_state_bytes
 from bench.request import Request, open_workload, stacks
@@ -252,6 +253,12 @@ def test_every_listed_optimizer_has_a_formula_and_every_formula_an_optimizer():
     assert set(FORMULAS) == set(OPTIMIZERS)
 
 
+PROJECTING = {name for name in OPTIMIZERS if "galore" in name} | {
+    *("apollo", "dct-adamw", "fira", "frugal", "gradnorm-lorp", "owlore")
+}
+"""What refuses a model without a matrix of attention or MLP."""
+
+
 def state_of(name: str, workload: Workload, precision: str) -> State:
     model = workload.model(0, torch.device("meta"))
     shapes = {key: tuple(parameter.shape) for key, parameter in model.named_parameters()}
@@ -295,12 +302,27 @@ def test_an_estimate_of_the_layers_of_a_published_tier_is_the_formula(name, tier
     assert found.states_bytes == size_of(state_of(name, workload, precision))
 
 
+@every_optimizer
+def test_an_estimate_of_convolutions_is_the_formula_or_says_that_there_is_nothing_to_project(name):
+    workload = open_workload(REGISTRY, "resnet-cifar10", "tiny")
+    algorithms = stack(name, workload, "resnet-cifar10")
+    if name in PROJECTING:
+        with pytest.raises(SlotMismatch, match="attention or MLP role"):
+            estimate(algorithms, workload, "bf16")
+    else:
+        assert estimate(algorithms, workload, "bf16").states_bytes == size_of(state_of(name, workload, "bf16"))
+
+
+WHOLE = [("llama-c4", tier) for tier in ("9m", "20m", "60m", "130m", "350m", "1b", "7b")]
+WHOLE += [("gpt2-fineweb", tier) for tier in ("tiny", "124m")]
+
+
 @pytest.mark.slow
 @every_optimizer
-@pytest.mark.parametrize("tier", ["60m", "130m", "350m", "1b", "7b"])
-def test_an_estimate_of_a_whole_published_tier_is_the_formula(name, tier):
-    workload = open_workload(REGISTRY, "llama-c4", tier)
-    found = estimate(stack(name, workload, "llama-c4"), workload, "bf16")
+@pytest.mark.parametrize(("listed_as", "tier"), WHOLE)
+def test_an_estimate_of_a_whole_language_model_is_the_formula(name, listed_as, tier):
+    workload = open_workload(REGISTRY, listed_as, tier)
+    found = estimate(stack(name, workload, listed_as), workload, "bf16")
     assert found.states_bytes == size_of(state_of(name, workload, "bf16"))
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -70,3 +71,21 @@ def wikitext() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no {folder.name} in {folder.parent} (BENCH_SHARED_DATA names another folder)")
     return folder
+
+
+def write_cifar(folder: Path, train: int = 6, validation: int = 4) -> Path:
+    """Write six files in CIFAR-10's binary format, ``train`` images in each of five; a class is a brightness."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {f"data_batch_{number}.bin": train for number in range(1, 6)} | {"test_batch.bin": validation}
+    for seed, (name, size) in enumerate(sizes.items()):
+        draws = np.random.PCG64(seed).random_raw(size * 385).view(np.uint8).reshape(size, -1)
+        records = np.empty((size, 3073), dtype=np.uint8)
+        records[:, 0] = draws[:, 0] % 10
+        records[:, 1:] = 24 * records[:, :1] + draws[:, 1:3073] % 20
+        (folder / name).write_bytes(records.tobytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cifar() -> Callable[..., Path]:
+    return write_cifar
