@@ -68,12 +68,10 @@ TINY = ResNetTier(
     "docs/resnet-cifar10-tiny.md",
     source="digits",
     device_class="cpu-1",
-    target=Target(
-        value=0.108, how="met by the reference's five seeds between 70% and 85% of its budget, 77% on average"
-    ),
+    target=Target(value=0.108, how="met by the reference's five seeds at 70% to 85% of its budget, 77% on average"),
     timeout_s=3600.0,
     predicted_cv=0.09,
-    expected_s=6.0,
+    expected_s=3.0,
     default_on=("cpu",),
 )
 

@@ -80,7 +80,7 @@ def test_batches_resume_bit_for_bit(start):
     assert resumed.step == start + 4
 
 
-@pytest.mark.parametrize(("options", "words"), [({"batch_size": 0}, "batch_size is 0"), ({"seed": -1}, "seed -1"),
+@pytest.mark.parametrize(("options", "words"), [({"batch_size": 0}, "batch_size 0"), ({"seed": -1}, "seed -1"),
                                                 ({"start": -2}, "start -2")])  # fmt: skip
 def test_a_bad_request_is_refused(options, words):
     with pytest.raises(BadValue, match=words):
