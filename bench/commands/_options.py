@@ -45,9 +45,9 @@ def run_options(command: F) -> F:
             click.option("--seed", type=click.IntRange(0), metavar="N", help="Run this seed only."),
             click.option("--seeds", type=click.IntRange(1, 1000), metavar="N", help="Run seeds 0 to N-1."),
             click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:i]", help="Where to train."),
-            click.option("--data", "source", metavar="SOURCE", help="Data source, such as embedded or c4."),
+            click.option("--data", "source", metavar="SOURCE", help="Data source; bench show WORKLOAD lists them."),
             click.option(
-                "--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Local shards in C4's format."
+                "--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Folder of data files of one's own."
             ),
             click.option("--tokenizer", metavar="FILE|bytes", help="Tokenizer of the data; default: the tier's own."),
             results_option,

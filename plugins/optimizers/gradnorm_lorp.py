@@ -95,7 +95,7 @@ class GradNormLoRP(GaLore):
         if not replace_linears(model, chosen, lambda linear: self._normalized(linear, run)):
             raise SlotMismatch(
                 f"{self.name} found no torch.nn.Linear with an attention or MLP role inside the model",
-                hint="use galore, which projects any matrix",
+                hint="use adamw, or build the model of torch.nn.Linear and give its matrices their roles",
             )
         return model
 
