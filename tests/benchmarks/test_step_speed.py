@@ -161,19 +161,21 @@ class Contestant:
         return {"input_ids": tokens, "labels": tokens}
 
 
-def renewed_every(algorithm: Algorithm) -> tuple[Algorithm, int]:
-    """Return ``algorithm`` that renews every second step, and after how many steps it would (1: it renews nothing)."""
-    field = next((name for name in RENEWED if name in algorithm.hyperparameters()), None)
+def renewed_every(stack: list[Algorithm], workload: Workload) -> tuple[Algorithm, int]:
+    """Return the first of ``stack`` renewing every second step, and after how many it would (1: it renews nothing)."""
+    field = next((name for name in RENEWED if name in stack[0].hyperparameters()), None)
     if field is None:
-        return algorithm, 1
-    return replace(algorithm, **{field: 2}), algorithm.hyperparameters()[field] or 200
+        return stack[0], 1
+    meta = torch.device("meta")  # published gaps may follow from the length of the run, so the optimizer is asked
+    parts = assemble(stack, workload, Run(seed=0, steps=STEPS, device=meta), workload.model(0, meta))
+    return replace(stack[0], **{field: 2}), next(g[field] for g in parts.optimizer.param_groups if field in g)
 
 
 def ours(name: str, workload: Workload, model: nn.Module, size: str) -> tuple[Contestant, int]:
     """Return the plugin ``name`` with its published setting at the size's rank, and its period in steps."""
     request = Request(plugins=[name], workload="llama-c4", tier=size, reference=False)
     (stack,) = stacks(REGISTRY, request, workload).values()
-    first, period = renewed_every(stack[0])
+    first, period = renewed_every(stack, workload)
     if "rank" in first.hyperparameters():
         first = replace(first, rank=RANKS[size])
     parts = assemble([first, *stack[1:]], workload, Run(seed=0, steps=STEPS), model)
