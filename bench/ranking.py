@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
@@ -190,12 +191,24 @@ def groups_of(rows: pd.DataFrame, ranked: Any, by: Measure, confidence: float, *
     """Return the group of every row of a board in its order; 0 for those that are not ranked."""
     found = np.zeros(len(rows), dtype=np.int64)
     if by in TOLD_APART_BY:
-        deciding = sample(rows, TOLD_APART_BY[by]).at(np.flatnonzero(ranked))
-        found[ranked] = groups(deciding, confidence, minimise=minimise or by != "quality")
+        where = np.flatnonzero(ranked)
+        deciding = sample(rows, TOLD_APART_BY[by]).at(where)
+        never = (rows["hits"].to_numpy()[where] == 0) if by in {"time", "steps"} else None
+        quality = sample(rows, "quality").at(where)
+        found[ranked] = groups(
+            deciding,
+            confidence,
+            minimise=minimise or by != "quality",
+            also=None if never is None else (never, quality, minimise),
+        )
     return found
 
 
-def groups(ordered: Sample, confidence: float, *, minimise: bool = True) -> Numbers:
+Also = tuple[npt.NDArray[np.bool_], Sample, bool]
+"""Which rows are tested by something more, what it is, and whether it is to be small."""
+
+
+def groups(ordered: Sample, confidence: float, *, minimise: bool = True, also: Also | None = None) -> Numbers:
     """Return the group of each row of a ranking, 1 for the first: neighbours that cannot be told apart.
 
     The first row leads group 1. It is tested against every row after it, adjusted by Holm's method over these tests.
@@ -204,17 +217,31 @@ def groups(ordered: Sample, confidence: float, *, minimise: bool = True) -> Numb
     So every member was compared with its leader alone: two members, or the last of a group and the leader of the next,
     may well differ or not differ between themselves ("cannot be told apart" is not transitive), and a group says "not
     shown to be worse", never "equal". Rows too few in replicates to be tested join the group that they come to.
+
+    ``also`` is for rows that never reached the target. Of their cost no more is known than that it exceeds the budget,
+    so they are tested by the quality that they ended with too, and the smaller of the two p-values counts twice.
     """
     found = np.zeros(len(ordered.n), dtype=np.int64)
     leader, number = 0, 1
     while leader < len(found):
-        rest, best = ordered.at(slice(leader + 1, None)), ordered.at(slice(leader, leader + 1))
-        worse = rest.mean > best.mean if minimise else rest.mean < best.mean
-        apart = np.flatnonzero(worse & (statistics.holm(p_of_welch(rest, best)) < 1 - confidence))
+        worse, p = _against(leader, ordered, minimise=minimise)
+        if also is not None:
+            never, quality, small = also
+            other, q = _against(leader, quality, minimise=small)
+            either = np.fmin(1.0, 2.0 * np.fmin(np.where(worse, p, 1.0), np.where(other, q, 1.0)))
+            worse, p = np.where(never[leader + 1 :], [worse | other, either], [worse, p])
+            worse = worse.astype(bool)
+        apart = np.flatnonzero(worse & (statistics.holm(p) < 1 - confidence))
         end = leader + 1 + int(apart[0]) if len(apart) else len(found)
         found[leader:end] = number
         leader, number = end, number + 1
     return found
+
+
+def _against(leader: int, ordered: Sample, *, minimise: bool) -> tuple[Any, Reals]:
+    """Return which rows after the ``leader`` lie on the wrong side of it, and the p-values of these differences."""
+    rest, best = ordered.at(slice(leader + 1, None)), ordered.at(slice(leader, leader + 1))
+    return (rest.mean > best.mean if minimise else rest.mean < best.mean), p_of_welch(rest, best)
 
 
 def p_of_welch(one: Sample, other: Sample) -> Reals:

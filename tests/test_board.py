@@ -490,9 +490,23 @@ def test_rows_have_ratios_to_the_reference_and_groups_of_what_is_told_apart():
     assert rows["memory_ratio"]["quick"] == 1.0
 
 
-def test_rows_that_always_miss_share_a_group_below_those_that_hit():
-    board = only(frame(*noisy(50, "hits"), *cell(None, "misses"), *cell(None, "misses-too", quality=2.0)), "steps")
-    assert list(zip(names(board), board.rows["group"], strict=True)) == [("hits", 1), ("misses", 2), ("misses-too", 2)]
+def test_rows_that_always_miss_are_below_those_that_hit_and_told_apart_by_quality_alone():
+    misses = [*cell(None, "misses"), *cell(None, "misses-alike"), *cell(None, "worse", quality=2.0)]
+    board = only(frame(*noisy(50, "hits"), *misses), "steps")
+    expected = [("hits", 1), ("misses", 2), ("misses-alike", 2), ("worse", 3)]
+    assert list(zip(names(board), board.rows["group"], strict=True)) == expected
+
+
+def test_among_many_rows_a_miss_of_far_worse_quality_is_still_told_apart():
+    """Twenty comparisons adjusted by Holm hide what five misses cost; what they ended with is not hidden."""
+    qualities = [(1.0 + 0.001 * number + 0.01 * seed) for number in range(20) for seed in range(5)]
+    many = [
+        trial(None, algorithm=f"miss-{place // 5:02}", seed=place % 5, quality=quality + 5.0)
+        for place, quality in enumerate(qualities)
+    ]
+    slow = [trial(95.0 * factor, algorithm="hits", seed=seed) for seed, factor in enumerate((0.6, 1.0, 0.8, 1.05, 0.7))]
+    board = only(frame(*slow, *many), "steps")
+    assert board.rows["group"].tolist()[:2] == [1, 2]
 
 
 def test_a_lacking_or_doubled_reference_is_told_and_gives_no_ratio():
