@@ -26,6 +26,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bench.after_training import CompressionWorkload, MergingWorkload, Point, PostTier
     from bench.algorithm import (
         Algorithm,
         Batch,
@@ -38,30 +39,37 @@ if TYPE_CHECKING:
         slots,
     )
     from bench.api import Results, load, run
+    from bench.artifacts import cached
     from bench.context import Run
     from bench.entry import Entry, WorkloadEntry
     from bench.errors import BenchError
+    from bench.experts import Experts
     from bench.hyperparameter import Choice, Linear, Log, hyper
     from bench.registry import Registry
     from bench.roles import HIDDEN_MATRICES, Role
     from bench.spec import hookimpl
-    from bench.workload import DataIdentity, DataRequest, Target, Tier, Workload
+    from bench.workload import DataIdentity, DataRequest, Target, Tier, TrainingWorkload, Workload
 
 _HOME = {
     "Algorithm": "algorithm",
     "Batch": "algorithm",
     "BenchError": "errors",
     "Choice": "hyperparameter",
+    "CompressionWorkload": "after_training",
     "DataIdentity": "workload",
     "DataRequest": "workload",
     "Entry": "entry",
+    "Experts": "experts",
     "Freezer": "algorithm",
     "HIDDEN_MATRICES": "roles",
     "Learner": "algorithm",
     "Linear": "hyperparameter",
     "Log": "hyperparameter",
     "Loss": "algorithm",
+    "MergingWorkload": "after_training",
     "NamedParameters": "algorithm",
+    "Point": "after_training",
+    "PostTier": "after_training",
     "Registry": "registry",
     "Results": "api",
     "Role": "roles",
@@ -70,8 +78,10 @@ _HOME = {
     "Selector": "algorithm",
     "Target": "workload",
     "Tier": "workload",
+    "TrainingWorkload": "workload",
     "Workload": "workload",
     "WorkloadEntry": "entry",
+    "cached": "artifacts",
     "hookimpl": "spec",
     "hyper": "hyperparameter",
     "load": "api",
@@ -85,15 +95,20 @@ __all__ = [
     "Batch",
     "BenchError",
     "Choice",
+    "CompressionWorkload",
     "DataIdentity",
     "DataRequest",
     "Entry",
+    "Experts",
     "Freezer",
     "Learner",
     "Linear",
     "Log",
     "Loss",
+    "MergingWorkload",
     "NamedParameters",
+    "Point",
+    "PostTier",
     "Registry",
     "Results",
     "Role",
@@ -102,8 +117,10 @@ __all__ = [
     "Selector",
     "Target",
     "Tier",
+    "TrainingWorkload",
     "Workload",
     "WorkloadEntry",
+    "cached",
     "hookimpl",
     "hyper",
     "load",

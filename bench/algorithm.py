@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from bench.context import Run
+    from bench.experts import Experts
 
 Batch = Mapping[str, "Tensor"]
 NamedParameters = Iterable[tuple[str, "nn.Parameter"]]
@@ -36,7 +37,8 @@ class Algorithm:
     Class facts: ``name`` (what ``--plugin`` takes), ``deviations`` (one sentence for each place where this differs
     from the paper or its code), ``needs`` (what a workload or a run must offer: ``"single-micro-batch"``),
     ``closure`` (the optimizer calls ``step(closure)`` itself), ``passes`` (forward-backward passes per step),
-    ``adapter_roles`` (patterns that claim the parameters which :meth:`adapt` adds).
+    ``adapter_roles`` (patterns that claim the parameters which :meth:`adapt` adds), ``information`` (what a slot after
+    training looks at, one of :data:`INFORMATION`; it is given nothing else).
     """
 
     name: ClassVar[str] = ""
@@ -45,6 +47,7 @@ class Algorithm:
     closure: ClassVar[bool] = False
     passes: ClassVar[int] = 1
     adapter_roles: ClassVar[Mapping[str, Role]] = {}
+    information: ClassVar[str] = "weights"
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters outside their domains."""
@@ -66,7 +69,7 @@ class Algorithm:
         raise NotImplementedError
 
     def freezer(self, model: nn.Module, run: Run) -> Freezer:
-        """Return ``step -> None``, called before each step, that toggles ``requires_grad``."""
+        """Return ``step -> None``, called before each step, that toggles ``requires_grad`` or renews masks."""
         raise NotImplementedError
 
     def optimizer(self, named_parameters: NamedParameters, run: Run) -> Optimizer:
@@ -91,19 +94,34 @@ class Algorithm:
 
     # -- after training -------------------------------------------------------------------------------------------
     def compress(self, model: nn.Module, calibration: Sequence[Batch], run: Run) -> nn.Module:
-        """Return a smaller module; ``calibration`` holds batches of training data."""
+        """Return a module as small as ``run.point`` asks; ``calibration`` holds batches of training data."""
         raise NotImplementedError
 
-    def merge(self, models: Sequence[nn.Module], calibration: Sequence[Sequence[Batch]], run: Run) -> nn.Module:
+    def compensate(self, model: nn.Module, compressed: nn.Module, calibration: Sequence[Batch], run: Run) -> nn.Module:
+        """Return ``compressed`` with branches of rank ``run.point.rank`` that repair what it lost of ``model``."""
+        raise NotImplementedError
+
+    def merge(self, models: Experts, calibration: Sequence[Sequence[Batch]], run: Run) -> nn.Module:
         """Return one module made of several; ``calibration[i]`` belongs to ``models[i]``."""
         raise NotImplementedError
 
 
-SLOTS = ("adapt", "freezer", "optimizer", "schedule", "selector", "learner", "finish", "compress", "merge")
-"""The slots, in the order in which a run calls them."""
+TRAINING_SLOTS = ("adapt", "freezer", "optimizer", "schedule", "selector", "learner", "finish")
+"""The slots of a training workload, in the order in which a run calls them."""
 
-TRAINING_SLOTS = SLOTS[:7]
-"""The slots of a training workload."""
+COMPRESSION_SLOTS = ("compress", "compensate")
+"""The slots of a compression workload, in the order in which a run calls them."""
+
+MERGING_SLOTS = ("merge",)
+"""The slot of a merging workload."""
+
+SLOTS = (*TRAINING_SLOTS, *COMPRESSION_SLOTS, *MERGING_SLOTS)
+"""All slots."""
+
+INFORMATION = ("weights", "optimizer-state", "inputs", "labels", "test-inputs")
+"""What an algorithm may look at after training: the weights alone; the optimizers' states too; inputs of the training
+data; labels of them, and so gradients of the loss; inputs of the test data. Rows of different kinds are never ranked
+together."""
 
 
 def slots(algorithm: type[Algorithm] | Algorithm) -> tuple[str, ...]:

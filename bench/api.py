@@ -102,6 +102,7 @@ def run(
     data: str | None = None,
     data_dir: PathLike | None = None,
     tokenizer: str | None = None,
+    model_dirs: Sequence[PathLike] = (),
     results: PathLike = "results",
     reference: bool = True,
     listener: Listener | None = None,
@@ -128,6 +129,7 @@ def run(
         source=data,
         directory=None if data_dir is None else Path(data_dir),
         tokenizer=tokenizer,
+        models=[Path(folder) for folder in model_dirs],
         reference=reference,
     )
     request = replace(request, command_line=_command_line(request, results))
@@ -154,6 +156,7 @@ def _command_line(request: Request, results: PathLike) -> str:
     }
     words = [word for name, value in options.items() if value is not None for word in (name, str(value))]
     words += [word for text in request.settings for word in ("--set", text)]
+    words += [word for folder in request.models for word in ("--model-dir", str(folder))]
     words += [word for name in request.with_plugins for word in ("--with", name)]
     words += [*(several if seeds else []), *([] if request.reference else ["--no-reference"])]
     return shlex.join(["bench", "run", *words])

@@ -14,14 +14,16 @@ from bench.algorithm import TRAINING_SLOTS, Algorithm, Batch, Freezer, Learner, 
 from bench.context import Run, adapted_roles, autocast
 from bench.errors import BenchError, SlotFault, SlotMismatch
 from bench.roles import assign_roles
-from bench.workload import Workload
+from bench.workload import TrainingWorkload, Workload
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """What the slots returned, ready for the loop.
 
-    ``base_rates`` are the groups' learning rates before scheduling; ``owners`` names the algorithm behind each slot.
+    ``base_rates`` are the groups' learning rates before scheduling; ``owners`` names the algorithm behind each slot;
+    ``base_buffers`` are the identities of the buffers that the model had before it was adapted, ``None`` where nothing
+    adapted it.
     """
 
     run: Run
@@ -36,10 +38,11 @@ class Parts:
     closure: bool
     generators: Mapping[str, Mapping[str, torch.Generator]]
     owners: Mapping[str, str]
+    base_buffers: frozenset[int] | None
 
     def call(self, slot: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call what ``slot`` returned; whatever it raises becomes a fault that names algorithm and slot."""
-        return _guarded(self.owners.get(slot, "default"), slot, function, *arguments)
+        return guarded(self.owners.get(slot, "default"), slot, function, *arguments)
 
     def stateful(self) -> dict[str, Any]:
         """Return those parts, besides model and optimizer, that carry a state of their own."""
@@ -59,13 +62,12 @@ def fill(algorithms: Sequence[Algorithm], wanted: Sequence[str] = TRAINING_SLOTS
 def check_fit(algorithms: Sequence[Algorithm], workload: Workload) -> None:
     """Raise :class:`~bench.errors.SlotMismatch` unless the first of ``algorithms`` can run on ``workload``."""
     first = algorithms[0]
-    if not set(slots(first)) & set(TRAINING_SLOTS):
+    if not set(slots(first)) & set(workload.slots):
         raise SlotMismatch(
-            f"{first.name!r} fills {', '.join(slots(first))}; {workload.name!r} has {', '.join(TRAINING_SLOTS)}"
+            f"{first.name!r} fills {', '.join(slots(first))}; {workload.name!r} has {', '.join(workload.slots)}"
         )
-    offered = {"single-micro-batch"} if workload.tier.batch_size <= workload.tier.micro_batch_size else set()
     for algorithm in algorithms:
-        lacking = set(algorithm.needs) - offered
+        lacking = set(algorithm.needs) - workload.offers
         if lacking:
             raise SlotMismatch(
                 f"{algorithm.name!r} needs {', '.join(sorted(lacking))}, which tier {workload.tier_name!r} of "
@@ -73,13 +75,13 @@ def check_fit(algorithms: Sequence[Algorithm], workload: Workload) -> None:
             )
 
 
-def assemble(algorithms: Sequence[Algorithm], workload: Workload, run: Run, model: nn.Module) -> Parts:
+def assemble(algorithms: Sequence[Algorithm], workload: TrainingWorkload, run: Run, model: nn.Module) -> Parts:
     """Call the slots, once each, and check what they return. The clock is the caller's."""
-    filled = fill(algorithms)
+    filled = fill(algorithms, workload.slots)
     generators: dict[str, dict[str, torch.Generator]] = {algorithm.name: {} for algorithm in filled.values()}
 
     def own(algorithm: Algorithm) -> Run:
-        return replace(run, algorithm=algorithm.name, generators=generators[algorithm.name])
+        return replace(run, algorithm=algorithm.name, generators=generators[algorithm.name], loss=loss)
 
     def loss(trained: nn.Module, batch: Batch) -> Tensor:
         with autocast(run):
@@ -88,9 +90,9 @@ def assemble(algorithms: Sequence[Algorithm], workload: Workload, run: Run, mode
     def call(slot: str, kind: type | None, *arguments: Any) -> Any:
         if slot not in filled:
             return None
-        return _call(filled[slot], slot, kind, *arguments, own(filled[slot]))
+        return call_slot(filled[slot], slot, kind, *arguments, own(filled[slot]))
 
-    before = list(model.named_parameters())
+    before, buffers = list(model.named_parameters()), frozenset(map(id, model.buffers()))
     run = replace(run, roles=assign_roles((name for name, _ in before), workload.roles))
     if "adapt" in filled:
         model = call("adapt", nn.Module, model)
@@ -112,14 +114,16 @@ def assemble(algorithms: Sequence[Algorithm], workload: Workload, run: Run, mode
         select=call("selector", None),
         freeze=freeze,
         learn=call("learner", None, model, optimizer, loss),
-        finish=(lambda trained: _call(finisher, "finish", nn.Module, trained, own(finisher))) if finisher else None,
+        finish=(lambda trained: call_slot(finisher, "finish", nn.Module, trained, own(finisher))) if finisher else None,
         closure=filled["optimizer"].closure,
         generators=generators,
         owners={slot: algorithm.name for slot, algorithm in filled.items()},
+        base_buffers=buffers if "adapt" in filled else None,
     )
 
 
-def _guarded(owner: str, slot: str, function: Callable[..., Any], *arguments: Any) -> Any:
+def guarded(owner: str, slot: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call ``function``; whatever it raises becomes a fault that names the algorithm and its slot."""
     try:
         return function(*arguments)
     except (Exception, SystemExit) as error:
@@ -135,9 +139,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
-def _call(algorithm: Algorithm, slot: str, kind: type | None, *arguments: Any) -> Any:
+def call_slot(algorithm: Algorithm, slot: str, kind: type | None, *arguments: Any) -> Any:
     """Call one slot; whatever it raises or wrongly returns becomes a fault that names algorithm and slot."""
-    result = _guarded(algorithm.name, slot, getattr(algorithm, slot), *arguments)
+    result = guarded(algorithm.name, slot, getattr(algorithm, slot), *arguments)
     right = callable(result) if kind is None else isinstance(result, kind)
     if not right:
         wanted = "something callable" if kind is None else f"a {kind.__module__}.{kind.__name__}"

@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from bench.errors import BadValue
 from bench.roles import Role, assign_roles
+
+if TYPE_CHECKING:
+    from bench.after_training import Axes, Point
+    from bench.algorithm import Loss
 
 
 def derive_seed(seed: int, *purpose: str) -> int:
@@ -25,7 +30,11 @@ class Run:
 
     ``steps`` and ``budget_s`` are the budget (``None``: no limit in seconds); ``micro_batches`` is how many backward
     passes make one step; ``roles`` maps each parameter's name to what it is for; ``algorithm`` keeps the random
-    streams of different algorithms apart. Neither the workload's name nor its validation data is here, on purpose.
+    streams of different algorithms apart; ``loss`` is the training loss of a model on a batch (after training: only
+    for algorithms that may see labels). Neither the workload's name nor its validation data is here, on purpose.
+
+    After training ``point`` says what is asked of this call, ``blocks`` names the model's blocks in forward order, and
+    ``axes`` maps each parameter to the permutations that may act on its axes.
     """
 
     seed: int
@@ -37,6 +46,10 @@ class Run:
     roles: Mapping[str, Role] = field(default_factory=dict)
     algorithm: str = ""
     generators: dict[str, torch.Generator] = field(default_factory=dict, repr=False)
+    loss: Loss | None = field(default=None, repr=False)
+    point: Point | None = None
+    blocks: tuple[str, ...] = ()
+    axes: Axes = field(default_factory=dict)
 
     def rng(self, purpose: str) -> torch.Generator:
         """Return the generator of ``purpose``: the same object at each call, its state part of every checkpoint."""

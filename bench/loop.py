@@ -15,7 +15,7 @@ from bench.checkpoint import random_state, set_random_state
 from bench.clock import Clock
 from bench.context import autocast
 from bench.errors import SlotFault
-from bench.workload import Workload
+from bench.workload import TrainingWorkload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ Observer = Callable[[Evaluation], bool]
 """Called at every evaluation; returns whether to stop."""
 
 
-def train(parts: Parts, workload: Workload, clock: Clock, observe: Observer, *, start: int = 0) -> None:
+def train(parts: Parts, workload: TrainingWorkload, clock: Clock, observe: Observer, *, start: int = 0) -> None:
     """Train from step ``start`` until the budget is used or ``observe`` says stop.
 
     Evaluates at step 0, every ``tier.evaluate_every`` steps and at the last one.
@@ -66,7 +66,7 @@ def train(parts: Parts, workload: Workload, clock: Clock, observe: Observer, *, 
             clock.pause()
 
 
-def take_step(parts: Parts, workload: Workload, clock: Clock, batches: Iterator[Batch], step: int) -> Tensor:
+def take_step(parts: Parts, workload: TrainingWorkload, clock: Clock, batches: Iterator[Batch], step: int) -> Tensor:
     """Do one step and return its training loss, on the device, without waiting for it."""
     clock.enter("data")
     batch = next(batches)
@@ -90,7 +90,7 @@ def take_step(parts: Parts, workload: Workload, clock: Clock, batches: Iterator[
     return loss
 
 
-def _closure(parts: Parts, workload: Workload, clock: Clock, batch: Batch) -> Callable[[], Tensor]:
+def _closure(parts: Parts, workload: TrainingWorkload, clock: Clock, batch: Batch) -> Callable[[], Tensor]:
     """Return the function that computes loss and gradient of ``batch``, charged to ``gradient``."""
 
     def gradient() -> Tensor:
@@ -123,7 +123,7 @@ def rows(batch: Batch) -> int:
     return next(iter(batch.values())).shape[0]
 
 
-def _evaluate(parts: Parts, workload: Workload, clock: Clock) -> dict[str, float]:
+def _evaluate(parts: Parts, workload: TrainingWorkload, clock: Clock) -> dict[str, float]:
     """Evaluate with the clock paused; what makes the model ready for it is charged to ``finish``."""
     if not clock.running:
         clock.resume("finish")

@@ -15,9 +15,9 @@ import torch
 from bench.algorithm import Algorithm
 from bench.assembly import assemble
 from bench.context import Run
-from bench.errors import BenchError, SlotFault
+from bench.errors import BenchError, SlotFault, SlotMismatch
 from bench.probes import optimizer_state_bytes
-from bench.workload import Precision, Workload
+from bench.workload import Precision, TrainingWorkload, Workload
 
 PRECISIONS: tuple[tuple[Precision, str], ...] = (("bf16", "pure bf16"), ("fp32", "fp32 weights and states"))
 """The precisions that estimates are made for, with their names for people."""
@@ -50,6 +50,8 @@ class Estimate:
 
 def estimate(algorithms: Sequence[Algorithm], workload: Workload, precision: Precision) -> Estimate:
     """Count the bytes of ``workload`` trained by ``algorithms`` (the first one under test, then the fillers)."""
+    if not isinstance(workload, TrainingWorkload):
+        raise SlotMismatch(f"{workload.name!r} is not trained: what its algorithms need is measured when they run")
     meta = torch.device("meta")
     run = Run(seed=0, steps=workload.tier.steps, device=meta, precision=precision)
     model = workload.model(0, meta)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.algorithm import TRAINING_SLOTS, Algorithm
+from bench.algorithm import Algorithm
 from bench.assembly import check_fit, fill
 from bench.context import derive_seed
 from bench.devices import DeviceClass, detect, parse_device
@@ -84,8 +84,13 @@ def make_plan(registry: Registry, request: Request) -> Plan:
     workload = open_workload(
         registry,
         request.workload,
-        request.tier or default_tier(registry, request.workload, device),
-        DataRequest(source=request.source, directory=request.directory, tokenizer=request.tokenizer),
+        request.tier or default_tier(registry, request.workload, device, [*request.plugins, *request.with_plugins]),
+        DataRequest(
+            source=request.source,
+            directory=request.directory,
+            tokenizer=request.tokenizer,
+            models=tuple(request.models),
+        ),
         Limits(budget_factor=rules.budget_factor, stop_at_target=rules.stop_at_target),
     )
     algorithms = stacks(registry, request, workload)
@@ -98,6 +103,7 @@ def make_plan(registry: Registry, request: Request) -> Plan:
         tokenizer=_absolute(request.tokenizer),
         sha256=identity.sha256,
         label=identity.label,
+        models=tuple(str(folder.absolute()) for folder in request.models),
     )
     shared = {
         "workload": workload.name,
@@ -152,7 +158,7 @@ class _Role:
     ) -> None:
         self._registry, self._first, self._rules = registry, stack[0], rules
         self._tuned = workload.tier.reference.get(stack[0].name, {})
-        self._parts = _parts(registry, stack)
+        self._parts = _parts(registry, stack, workload.slots)
         self._reference = reference
 
     def at(self, point: Point | None) -> dict[str, Any]:
@@ -211,12 +217,12 @@ def _absolute(tokenizer: str | None) -> str | None:
     return str(Path(tokenizer).absolute()) if tokenizer is not None and is_file else tokenizer
 
 
-def _parts(registry: Registry, stack: Sequence[Algorithm]) -> list[Part]:
+def _parts(registry: Registry, stack: Sequence[Algorithm], wanted: Sequence[str]) -> list[Part]:
     """Return the parts of a trial: the first algorithm, and each further one that fills a slot."""
-    owners = fill(stack)
+    owners = fill(stack, wanted)
     parts = []
     for position, algorithm in enumerate(stack):
-        filled = [slot for slot in TRAINING_SLOTS if owners.get(slot) is algorithm]
+        filled = [slot for slot in wanted if owners.get(slot) is algorithm]
         if filled or position == 0:
             parts.append(
                 Part(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from bench.nvml_probe import NvmlProbe, NvmlReadings
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 __all__ = [
     "AllocatorPeaks",
@@ -27,6 +28,7 @@ __all__ = [
     "NvmlProbe",
     "NvmlReadings",
     "Reading",
+    "adapter_bytes",
     "optimizer_state_bytes",
     "rss_peak",
     "rss_peak_bytes",
@@ -137,6 +139,20 @@ class AllocatorPeaks:
 
             self._allocated = max(self._allocated, torch.cuda.max_memory_allocated(self._device))
             self._reserved = max(self._reserved, torch.cuda.max_memory_reserved(self._device))
+
+
+def adapter_bytes(model: nn.Module, base_buffers: Collection[int] | None) -> int | None:
+    """Return the bytes of what an adapted ``model`` has to store beside its base.
+
+    That is every trainable parameter, and every buffer that a state dictionary holds and whose identity is not among
+    ``base_buffers``, those of the base. ``None`` as ``base_buffers`` says that nothing adapted the model.
+    """
+    if base_buffers is None:
+        return None
+    stored = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
+    added = [b for b in model.buffers() if id(b) in stored and id(b) not in base_buffers]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*trained, *added))
 
 
 def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:

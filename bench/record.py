@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from bench.trial import Trial
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _TEXT, _INT, _REAL, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
@@ -44,6 +44,8 @@ IDENTITY = (
     ("is_reference", _BOOL),
     ("device_class", _TEXT),
     ("device_listed", _BOOL),
+    ("information", _TEXT),  # what an algorithm after training looks at; null for trials of training
+    ("base_sha256", _TEXT),  # of the trained weights that the trial starts from; null where it starts from none
 )
 RESULT = (
     ("outcome", _TEXT),
@@ -61,6 +63,8 @@ RESULT = (
     ("budget_steps", _INT),
     ("budget_s", _REAL),
     ("steps", _INT),
+    ("forgetting", _REAL),  # what fine-tuning cost on the data of pre-training; null where nobody measures it
+    ("metrics", pa.map_(_TEXT, _REAL)),  # all metrics of the last evaluation
 )
 COST = (
     ("time_s", _REAL),  # all charged sections
@@ -85,6 +89,8 @@ COST = (
     ("parameter_bytes", _INT),
     ("parameters", _INT),
     ("trainable_parameters", _INT),
+    ("adapter_bytes", _INT),  # of what fine-tuning adds or changes: a file of it is so large
+    ("stored_bytes", _INT),  # of a compressed model's matrices as they would be stored
     ("energy_j", _REAL),
     ("energy_window_s", _REAL),
     ("energy_source", _TEXT),
@@ -122,6 +128,9 @@ PROVENANCE = (
 
 SINCE_2 = {"origin": None, "phase": "measure", "reference": None, "is_reference": None, "evaluations_to_target": None}
 """The columns that schema version 2 added, with what a row of version 1 has in them."""
+
+SINCE_3 = dict.fromkeys(("information", "base_sha256", "forgetting", "metrics", "adapter_bytes", "stored_bytes"))
+"""The same for version 3: nobody measured these before."""
 
 TRIALS = pa.schema(
     [("schema_version", pa.int32()), *IDENTITY, *RESULT, *COST, *PROVENANCE],
@@ -198,7 +207,7 @@ def trial_row(trial: Trial, events: Sequence[Mapping[str, Any]]) -> dict[str, An
     """Derive the row of ``trials`` from the events of ``trial``; a log without an end counts as interrupted."""
     row: dict[str, Any] = dict.fromkeys(TRIALS.names)
     row |= identity_columns(trial) | {"schema_version": SCHEMA_VERSION, "trust_tier": "self-reported"}
-    rows, attempts = evaluations(events), 0
+    rows, attempts, judged_from = evaluations(events), 0, 0
     row |= _OPEN
     for event in events:
         if event["event"] == "started":
@@ -208,6 +217,7 @@ def trial_row(trial: Trial, events: Sequence[Mapping[str, Any]]) -> dict[str, An
                 row |= dict.fromkeys(name for name, _ in COST)
             started_at = row["started_at"]
             row |= _known(event["facts"])
+            judged_from = event["facts"].get("judged_from_step", 0)
             row["started_at"] = started_at or event["facts"].get("started_at")
         elif event["event"] == "evaluated":
             row |= _cost(row, event["cost"])
@@ -216,7 +226,7 @@ def trial_row(trial: Trial, events: Sequence[Mapping[str, Any]]) -> dict[str, An
             row |= {"outcome": event["outcome"], "outcome_reason": event["reason"], "finished_at": event["at"]}
     row["attempts"] = attempts
     if rows:
-        row |= _quality(rows, row)
+        row |= _quality(rows, row, judged_from) | _last_metrics(rows[-1]["metrics"])
     return row
 
 
@@ -259,7 +269,19 @@ def number(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def _quality(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[str, Any]:
+def _last_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all metrics of the last evaluation, and again those that have a column of their own."""
+    values = {name: number(value) for name, value in sorted(metrics.items())}
+    found: dict[str, Any] = {"metrics": list(values.items())}
+    if values.get("forgetting") is not None:
+        found["forgetting"] = values["forgetting"]
+    stored = values.get("stored_bytes")
+    if stored is not None and math.isfinite(stored):
+        found["stored_bytes"] = round(stored)
+    return found
+
+
+def _quality(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any], judged_from: int) -> dict[str, Any]:
     sign = 1.0 if row["metric_direction"] == "min" else -1.0
     values = [float(event["quality"]) for event in rows]
     finite = [value for value in values if math.isfinite(value)]
@@ -270,13 +292,14 @@ def _quality(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[
     }
     target, times_s = row["target"], [event["cost"]["time_s"] for event in rows]
     facts = {"target": target, "direction": row["metric_direction"], "budget_s": row["budget_s"]}
-    hit = next((i for i, value in enumerate(values) if is_hit(value, times_s[i], **facts)), None)
+    judged = [i for i, event in enumerate(rows) if event["step"] >= judged_from]
+    hit = next((i for i in judged if is_hit(values[i], times_s[i], **facts)), None)
     if hit is None:
         return found
     found["evaluations_to_target"] = hit
     found["steps_to_target"] = rows[hit]["step"]
     found["time_to_target_s"] = rows[hit]["cost"]["time_s"]
-    if hit and math.isfinite(values[hit - 1]):
+    if hit and rows[hit - 1]["step"] >= judged_from and math.isfinite(values[hit - 1]):
         before, after = rows[hit - 1], rows[hit]
         share = (values[hit - 1] - target) / (values[hit - 1] - values[hit])
         found["steps_to_target_interpolated"] = log_linear(before["step"], after["step"], share)

@@ -15,7 +15,8 @@ from bench.assembly import Parts
 from bench.calibration import Calibration
 from bench.clock import Clock
 from bench.event_log import EventLog
-from bench.probes import AllocatorPeaks, EnergyMeter, optimizer_state_bytes, rss_peak_bytes
+from bench.post import Post
+from bench.probes import AllocatorPeaks, EnergyMeter, adapter_bytes, optimizer_state_bytes, rss_peak_bytes
 from bench.record import is_hit
 from bench.trial import Trial
 from bench.workload import Workload
@@ -48,6 +49,7 @@ class Recorder:
     checkpoint_path: Path
     hooks: Any
     parts: Parts | None = None
+    post: Post | None = None
     started: float = field(default_factory=time.monotonic)
     wall_before_s: float = 0.0
     saved: float = field(default_factory=time.monotonic)
@@ -69,7 +71,7 @@ class Recorder:
         )
         tell(self.hooks.bench_evaluated, trial=self.trial.model_dump(mode="json"), evaluation=event)
         self.outcome = self._judge(evaluation.step, quality)
-        due = time.monotonic() - self.saved >= self.trial.checkpoint_every_s
+        due = self.parts is not None and time.monotonic() - self.saved >= self.trial.checkpoint_every_s
         if self.outcome is None and due and evaluation.step > 0:  # before the first step there is nothing to keep
             self._save(evaluation.step)
         return self.outcome is not None
@@ -78,7 +80,7 @@ class Recorder:
         """Return outcome and reason if the trial ends with this evaluation."""
         tier = self.workload.tier
         over = tier.budget_s is not None and self.clock.total_s > tier.budget_s
-        if self.hit_step is None and self._is_hit(quality):
+        if self.hit_step is None and step >= self.workload.judged_from_step and self._is_hit(quality):
             self.hit_step = step
         patience = math.inf if tier.patience_steps is None else tier.patience_steps
         patient = self.hit_step is None or step < self.hit_step + patience
@@ -116,6 +118,9 @@ class Recorder:
         if self.parts is not None:
             cost |= {"optimizer_state_bytes": optimizer_state_bytes(self.parts.optimizer)}
             cost |= loop.parameter_counts(self.parts.model)
+            cost |= {"adapter_bytes": adapter_bytes(self.parts.model, self.parts.base_buffers)}
+        if self.post is not None and self.post.model is not None:
+            cost |= loop.parameter_counts(self.post.model)
         return cost
 
     def _save(self, step: int) -> None:

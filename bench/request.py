@@ -28,6 +28,7 @@ class Request:
     source: str | None = None
     directory: Path | None = None
     tokenizer: str | None = None
+    models: Sequence[Path] = ()
     reference: bool = True
     command_line: str = ""
 
@@ -39,11 +40,16 @@ def open_workload(
     return registry.workload_class(name)(tier, request or DataRequest(), limits or Limits())
 
 
-def default_tier(registry: Registry, workload: str, device: str) -> str:
-    """Return the tier that is meant for this kind of device: the first one that says so, else the smallest."""
-    tiers = registry.workload_class(workload).tiers
+def default_tier(registry: Registry, workload: str, device: str, plugins: Sequence[str] = ()) -> str:
+    """Return the tier that is meant for this kind of device and offers what ``plugins`` need.
+
+    It is the first one that says so; where none offers all, the first one for the device; else the smallest.
+    """
+    cls = registry.workload_class(workload)
     kind = device.partition(":")[0]
-    return next((name for name, tier in tiers.items() if kind in tier.default_on), next(iter(tiers)))
+    meant = [name for name, tier in cls.tiers.items() if kind in tier.default_on] or list(cls.tiers)[:1]
+    needs = {need for name in plugins for need in registry.algorithm_class(name).needs}
+    return next((name for name in meant if needs <= cls(name).offers), meant[0])
 
 
 def stacks(registry: Registry, request: Request, workload: Workload) -> dict[str, list[Algorithm]]:
@@ -58,7 +64,7 @@ def stacks(registry: Registry, request: Request, workload: Workload) -> dict[str
     reference = {name: build(name, plain=True) for name in tuned}
     found = {name: [build(name), *extras, *reference.values()] for name in request.plugins}
     for name, stack in found.items():
-        _refuse_idle(name, stack, request.with_plugins)
+        _refuse_idle(name, stack, request.with_plugins, workload.slots)
     for name in [reference_of(stack[0], workload, registry) for stack in found.values()]:
         if request.reference and name not in found:
             others = [part for other, part in reference.items() if other != name]
@@ -73,8 +79,8 @@ def reference_of(algorithm: Algorithm, workload: Workload, registry: Registry) -
     return next((name for name in names if wanted & set(slots(registry.algorithm_class(name)))), names[0])
 
 
-def _refuse_idle(name: str, stack: Sequence[Algorithm], with_plugins: Sequence[str]) -> None:
-    owners = set(map(id, fill(stack).values()))
+def _refuse_idle(name: str, stack: Sequence[Algorithm], with_plugins: Sequence[str], wanted: Sequence[str]) -> None:
+    owners = set(map(id, fill(stack, wanted).values()))
     for algorithm in stack[1 : 1 + len(with_plugins)]:
         if id(algorithm) not in owners:
             raise BadValue(

@@ -243,7 +243,8 @@ class Store:
             raise BadStore(f"{path} is not a table of bench", hint="move it out of the results folder") from None
         if found > record.SCHEMA_VERSION:
             raise BadStore(f"{path} has schema version {found}; this bench reads up to {record.SCHEMA_VERSION}")
-        for name, value in record.SINCE_2.items() if found < 2 else ():
+        since = {**(record.SINCE_2 if found < 2 else {}), **(record.SINCE_3 if found < 3 else {})}
+        for name, value in since.items():
             if name in schema.names and name not in part.schema.names:
                 kind = schema.field(name).type
                 part = part.append_column(name, pa.array([value] * len(part), type=kind))

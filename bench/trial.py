@@ -63,6 +63,7 @@ class Data(Strict):
     tokenizer: str | None
     sha256: str
     label: str
+    models: tuple[str, ...] = ()
 
 
 class Protocol(Strict):

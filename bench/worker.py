@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from bench import checkpoint, loop, provenance
+from bench.after_training import PostWorkload
 from bench.algorithm import Algorithm
 from bench.assembly import Parts, assemble, check_fit, is_out_of_memory
 from bench.calibration import Calibration, pin_threads
@@ -26,6 +27,7 @@ from bench.context import Run, derive_seed
 from bench.devices import detect
 from bench.errors import BadData, BenchError, BrokenPlugin, TrialBusy
 from bench.event_log import EventLog
+from bench.post import Post, rehearse
 from bench.probes import AllocatorPeaks, NvmlProbe
 from bench.recorder import Recorder, tell, vars_of
 from bench.registry import Registry
@@ -34,7 +36,7 @@ from bench.source import source_sha256
 from bench.store import Store
 from bench.trial import Part, Trial
 from bench.worker_environment import DIE_WITH_PARENT
-from bench.workload import DataRequest, Limits, Workload
+from bench.workload import DataRequest, Limits, TrainingWorkload, Workload
 
 WARMUP_STEPS = 2
 
@@ -67,7 +69,7 @@ def _guarded(trial: Trial, folder: Path, log: EventLog, registry: Registry) -> t
         session: Session | None = None
         try:
             session = Session.open(trial, folder, log, registry, nvml)
-            outcome, reason = session.train()
+            outcome, reason = session.work()
         except KeyboardInterrupt:
             outcome, reason = "interrupted", "Ctrl-C or a termination signal"
         except (Exception, SystemExit) as error:  # noqa: BLE001 - every failure is an outcome of the record
@@ -88,16 +90,15 @@ def _one_line(error: BaseException) -> str:
 
 @dataclass
 class Session:
-    """A trial that is built and ready to train."""
+    """A trial that is built and ready to begin; ``start`` is the step at which a checkpoint goes on."""
 
     recorder: Recorder
     workload: Workload
-    parts: Parts
     start: int
 
     @classmethod
     def open(cls, trial: Trial, folder: Path, log: EventLog, registry: Registry, nvml: NvmlProbe) -> Session:
-        """Build model, data and slots; warm up; restore the checkpoint if there is one."""
+        """Build what the trial needs; warm up; restore the checkpoint if there is one."""
         threads = pin_threads(trial.threads).threads if trial.threads is not None else torch.get_num_threads()
         algorithms = [_rebuild(registry, part) for part in (trial.algorithm, *trial.fillers)]
         workload = _reopen(registry, trial)
@@ -123,22 +124,34 @@ class Session:
         saved = checkpoint.read(path) if path.exists() else None
         start = 0 if saved is None else int(saved["progress"]["step"])
         # Logged before anything of the plugin runs, so that a record of its failure has its facts.
-        facts = _facts(trial, workload) | {"threads": threads}
+        facts = _facts(trial, workload, algorithms[0]) | {"threads": threads}
         log.write("started", resumed=saved is not None, step=start, facts=facts)
         tell(registry.hooks.hook.bench_started, trial=trial.model_dump(mode="json"))
         recorder.calibration.measure()
         run = _run_of(trial, workload, device)
-        with clock.set_aside("warmup"), _uncounted(allocator):
-            _warm_up(algorithms, workload, run)
-        parts = recorder.parts = _build(algorithms, workload, run, clock)
-        if saved is not None:
-            checkpoint.restore(saved, parts)
-            recorder.resume(saved["progress"])
-        return cls(recorder, workload, parts, start)
+        if isinstance(workload, TrainingWorkload):
+            with clock.set_aside("warmup"), _uncounted(allocator):
+                _warm_up(algorithms, workload, run)
+            parts = recorder.parts = _build(algorithms, workload, run, clock)
+            if saved is not None:
+                checkpoint.restore(saved, parts)
+                recorder.resume(saved["progress"])
+        else:
+            assert isinstance(workload, PostWorkload), f"{workload.name!r} is of no known kind"
+            post = recorder.post = Post(algorithms, workload, run, clock)
+            with clock.set_aside("warmup"), _uncounted(allocator):
+                rehearse(post)
+        return cls(recorder, workload, start)
 
-    def train(self) -> tuple[str, str]:
-        """Train to the end; return outcome and reason."""
-        loop.train(self.parts, self.workload, self.recorder.clock, self.recorder.observe, start=self.start)
+    def work(self) -> tuple[str, str]:
+        """Do all the steps, or all the points; return outcome and reason."""
+        recorder = self.recorder
+        if recorder.post is not None:
+            recorder.post.work(recorder.observe)
+        else:
+            assert isinstance(self.workload, TrainingWorkload), "open() made parts for nothing else"
+            assert recorder.parts is not None, "open() made them"
+            loop.train(recorder.parts, self.workload, recorder.clock, recorder.observe, start=self.start)
         assert self.recorder.outcome is not None, "the last evaluation always ends the trial"
         return self.recorder.outcome
 
@@ -155,7 +168,8 @@ def _rebuild(registry: Registry, part: Part) -> Algorithm:
 def _reopen(registry: Registry, trial: Trial) -> Workload:
     directory = Path(trial.data.directory) if trial.data.directory is not None else None
     source = None if directory is not None else trial.data.source
-    request = DataRequest(source=source, directory=directory, tokenizer=trial.data.tokenizer)
+    models = tuple(Path(folder) for folder in trial.data.models)
+    request = DataRequest(source=source, directory=directory, tokenizer=trial.data.tokenizer, models=models)
     limits = Limits(budget_factor=trial.budget_factor, stop_at_target=trial.stop_at_target)
     workload = open_workload(registry, trial.workload, trial.tier, request, limits)
     found = workload.data().sha256
@@ -176,7 +190,7 @@ def _run_of(trial: Trial, workload: Workload, device: torch.device) -> Run:
     )
 
 
-def _build(algorithms: Sequence[Algorithm], workload: Workload, run: Run, clock: Clock | None = None) -> Parts:
+def _build(algorithms: Sequence[Algorithm], workload: TrainingWorkload, run: Run, clock: Clock | None = None) -> Parts:
     checkpoint.seed_random_state(derive_seed(run.seed, "global"))
     model: nn.Module = workload.model(run.seed, run.device)
     if run.precision == "bf16":
@@ -185,7 +199,7 @@ def _build(algorithms: Sequence[Algorithm], workload: Workload, run: Run, clock:
         return assemble(algorithms, workload, run, model)
 
 
-def _warm_up(algorithms: Sequence[Algorithm], workload: Workload, run: Run) -> None:
+def _warm_up(algorithms: Sequence[Algorithm], workload: TrainingWorkload, run: Run) -> None:
     """Rehearse two steps on a model that is thrown away, so that no kernel is loaded or tuned on the clock.
 
     Weights, states, generators and the data position are untouched because the trial builds its own afterwards.
@@ -209,8 +223,8 @@ def _uncounted(allocator: AllocatorPeaks) -> Iterator[None]:
     allocator.reset()
 
 
-def _facts(trial: Trial, workload: Workload) -> dict[str, Any]:
-    tier = workload.tier
+def _facts(trial: Trial, workload: Workload, algorithm: Algorithm) -> dict[str, Any]:
+    tier, after = workload.tier, isinstance(workload, PostWorkload)
     return vars_of(provenance.collect(trial.device)) | {
         "device_listed": detect(trial.device).listed,
         "metric": workload.metric,
@@ -218,6 +232,9 @@ def _facts(trial: Trial, workload: Workload) -> dict[str, Any]:
         "target": None if workload.target is None else workload.target.value,
         "budget_steps": tier.steps,
         "budget_s": tier.budget_s,
+        "judged_from_step": workload.judged_from_step,
+        "information": algorithm.information if after else None,
+        "base_sha256": workload.base_sha256(trial.seed),
     }
 
 

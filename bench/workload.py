@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from bench.algorithm import TRAINING_SLOTS
 from bench.errors import BadData, UnknownName
 from bench.roles import Role
 
@@ -62,11 +63,12 @@ class Tier:
 
 @dataclass(frozen=True, kw_only=True)
 class DataRequest:
-    """The data that a user asked for; ``source`` ``None`` means the tier's own."""
+    """The data that a user asked for; ``source`` ``None`` means the tier's own, ``models`` are folders of weights."""
 
     source: str | None = None
     directory: Path | None = None
     tokenizer: str | None = None
+    models: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +96,16 @@ class Limits:
 
 @dataclass(frozen=True)
 class Workload(ABC):
-    """One tier of a fixed problem, bound to its data and to the limits of a protocol.
+    """One tier of a fixed problem, bound to its data and to the limits of a protocol; base of all kinds of workloads.
 
     A subclass sets the class facts and implements the methods. ``version`` is raised by any change that can change a
     result; records compare only within the same major.minor. ``roles`` maps patterns of parameter names to roles.
+    ``slots`` are those that this kind of workload calls; ``takes_models`` says how many folders of weights a user may
+    name (``None``: any number).
     """
 
+    slots: ClassVar[tuple[str, ...]]
+    takes_models: ClassVar[int | None] = 0
     name: ClassVar[str]
     version: ClassVar[str]
     metric: ClassVar[str]
@@ -120,6 +126,10 @@ class Workload(ABC):
             raise UnknownName(f"data source of {self.name}", self.source, self.sources)
         if (self.source == "local") != (self.request.directory is not None):
             raise BadData("local data and a data directory belong together", hint="use --data-dir DIR alone")
+        given = len(self.request.models)
+        if self.takes_models is not None and given > self.takes_models:
+            takes = f"at most {self.takes_models}" if self.takes_models else "none"
+            raise BadData(f"--model-dir was given {given} times; {self.name} takes {takes}", hint="leave it out")
 
     @property
     def tier(self) -> Tier:
@@ -135,8 +145,22 @@ class Workload(ABC):
 
     @property
     def target(self) -> Target | None:
-        """The target: that of the tier on its own data, none on other data, for which it was not set."""
-        return self.tier.target if self.source == self.tier.source else None
+        """The target: that of the tier on its own data, none on other data or weights, for which it was not set."""
+        return self.tier.target if self.source == self.tier.source and not self.request.models else None
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """What this tier has that an algorithm may need (:attr:`~bench.algorithm.Algorithm.needs`)."""
+        return frozenset()
+
+    @property
+    def judged_from_step(self) -> int:
+        """The first step whose evaluation counts against the target."""
+        return 0
+
+    def base_sha256(self, seed: int) -> str | None:  # noqa: ARG002 - a subclass may need it
+        """Return the hash of the trained weights that everything starts from; ``None`` where it starts from none."""
+        return None
 
     @abstractmethod
     def data(self) -> DataIdentity:
@@ -144,7 +168,22 @@ class Workload(ABC):
 
     @abstractmethod
     def model(self, seed: int, device: torch.device) -> nn.Module:
-        """Return the freshly initialised fp32 model; the same seed gives the same weights."""
+        """Return the fp32 model that everything starts from; the same seed gives the same weights."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the scalar training loss of a micro-batch; honours ``batch["weights"]`` (B,) where present."""
+
+
+class TrainingWorkload(Workload):
+    """A workload that is trained: step by step, evaluated now and then, until its target or its budget."""
+
+    slots = TRAINING_SLOTS
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """``single-micro-batch``: a step is one forward and one backward pass."""
+        return frozenset({"single-micro-batch"} if self.tier.batch_size <= self.tier.micro_batch_size else ())
 
     @abstractmethod
     def batches(self, seed: int, start: int, device: torch.device) -> Iterator[Batch]:
@@ -153,10 +192,6 @@ class Workload(ABC):
     @abstractmethod
     def example(self, device: torch.device) -> Batch:
         """Return a smallest batch with the right keys, dtypes and ranks; its content means nothing (estimates)."""
-
-    @abstractmethod
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the scalar training loss of a micro-batch; honours ``batch["weights"]`` (B,) where present."""
 
     @abstractmethod
     def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float]:

@@ -21,7 +21,7 @@ from annotated_types import Gt
 from hypothesis import settings
 from torch import nn
 
-from bench import Algorithm, DataIdentity, Registry, Role, Run, Tier, Workload, hyper
+from bench import Algorithm, DataIdentity, Registry, Role, Run, Tier, TrainingWorkload, hyper
 from bench.assembly import Parts, assemble
 from bench.clock import Clock
 from bench.context import derive_seed
@@ -58,7 +58,7 @@ class Net(nn.Module):
         return output
 
 
-class Micro(Workload):
+class Micro(TrainingWorkload):
     """Three classes of five drawn features; its evaluation draws from every global generator, as a careless one may."""
 
     name = "micro"
@@ -140,7 +140,9 @@ class Kit:
         """Return the facts of a run."""
         return Run(**{"seed": 0, "steps": TIER.steps} | changes)
 
-    def parts(self, *algorithms: Algorithm, workload: Workload | None = None, seed: int = 0, **changes: Any) -> Parts:
+    def parts(
+        self, *algorithms: Algorithm, workload: TrainingWorkload | None = None, seed: int = 0, **changes: Any
+    ) -> Parts:
         """Build the model and call the slots; ``plain`` fills what the others leave empty."""
         workload = workload or self.workload()
         run = self.run(seed=seed, steps=workload.tier.steps, precision=workload.tier.precision, **changes)
@@ -148,7 +150,9 @@ class Kit:
         torch.manual_seed(derive_seed(seed, "global"))
         return assemble([*algorithms, Plain()], workload, run, model)
 
-    def train(self, parts: Parts, workload: Workload, start: int = 0, stop_at: int | None = None) -> list[Evaluation]:
+    def train(
+        self, parts: Parts, workload: TrainingWorkload, start: int = 0, stop_at: int | None = None
+    ) -> list[Evaluation]:
         """Train to the end, or to the evaluation at step ``stop_at``; return the evaluations."""
         seen: list[Evaluation] = []
 

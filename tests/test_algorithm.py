@@ -80,7 +80,7 @@ def test_slots_are_those_overridden_here_or_in_a_base_in_the_order_of_calls():
 
 
 def test_training_slots_are_the_ones_before_compression():
-    assert (*TRAINING_SLOTS, "compress", "merge") == SLOTS
+    assert (*TRAINING_SLOTS, "compress", "compensate", "merge") == SLOTS
 
 
 @pytest.mark.parametrize("slot", SLOTS)

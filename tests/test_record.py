@@ -16,7 +16,7 @@ from bench.clock import Clock
 from bench.loop import parameter_counts
 from bench.nvml_probe import NvmlReadings
 from bench.probes import AllocatorPeaks
-from bench.record import CURVES, TRIALS, curve_rows, evaluations, log_linear, trial_row
+from bench.record import CURVES, SCHEMA_VERSION, TRIALS, curve_rows, evaluations, log_linear, trial_row
 from bench.trial import Data, Part, Protocol, Trial
 
 TRIAL = Trial(
@@ -107,7 +107,7 @@ def test_columns_are_unique_and_units_are_their_suffix():
 
 def test_both_tables_carry_name_and_version_of_their_schema():
     for schema, name in ((TRIALS, b"trials"), (CURVES, b"curves")):
-        assert schema.metadata == {b"bench_table": name, b"bench_schema_version": b"2"}
+        assert schema.metadata == {b"bench_table": name, b"bench_schema_version": str(SCHEMA_VERSION).encode()}
 
 
 def test_every_column_has_a_producer_and_no_producer_has_another():
@@ -120,8 +120,9 @@ def test_every_column_has_a_producer_and_no_producer_has_another():
         *vars(AllocatorPeaks(device).read()),
         *(field.name for field in fields(NvmlReadings)),
         *parameter_counts(torch.nn.Linear(1, 1)),
-        *("wall_s", "rss_peak_bytes", "optimizer_state_bytes"),
+        *("wall_s", "rss_peak_bytes", "optimizer_state_bytes", "adapter_bytes", "stored_bytes"),
     }
+    facts |= {"information", "base_sha256"}
     of_imports = {"origin"}
     derived = {name for name, _ in record.RESULT} - facts | {"schema_version", "trust_tier", "attempts", "finished_at"}
     assert facts <= set(TRIALS.names)
@@ -133,9 +134,10 @@ def test_a_whole_log_fills_every_column_that_has_a_value():
     facts = {name: "text" for name, _ in record.PROVENANCE} | FACTS | {"cores": 2, "threads": 2, "git_dirty": False}
     cost = {name: 1.0 if kind == pa.float64() else 1 for name, kind in record.COST}
     cost |= {"nvml_source": "text", "allocator_source": "text", "energy_source": "text", "contended": False}
-    found = row(
-        started(**facts | {"budget_s": 60.0}), evaluated(0, 2.0), evaluated(4, 0.5, **cost), finished("reached")
-    )
+    facts |= {"budget_s": 60.0, "information": "labels", "base_sha256": "text"}
+    last = evaluated(4, 0.5, **cost)
+    last["metrics"] |= {"forgetting": 0.2, "stored_bytes": 1.0}
+    found = row(started(**facts), evaluated(0, 2.0), last, finished("reached"))
     assert set(found) == set(TRIALS.names)
     assert {name for name, value in found.items() if value is None} == {"origin"}, "only imports have one"
     table = pa.Table.from_pylist([found], schema=TRIALS)
@@ -148,7 +150,7 @@ def test_identity_comes_from_the_trial():
     assert json.loads(found["hyperparameters"]) == {"lr": 0.1}
     assert [part["name"] for part in json.loads(found["fillers"])] == ["steady"]
     assert (found["data_source"], found["data_label"]) == ("drawn", "drawn features")
-    assert (found["trust_tier"], found["schema_version"]) == ("self-reported", 2)
+    assert (found["trust_tier"], found["schema_version"]) == ("self-reported", SCHEMA_VERSION)
 
 
 # -- outcomes --------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from bench.workload import Target
 def recorder(clock_s=1.0, *, direction="min", **tier):
     facts = {"target": Target(value=1.0, how="test"), "steps": 10, "budget_s": None, "patience_steps": None} | tier
     workload = SimpleNamespace(
-        tier=SimpleNamespace(**facts), target=facts["target"], direction=direction, metric="loss"
+        tier=SimpleNamespace(**facts), target=facts["target"], direction=direction, metric="loss", judged_from_step=0
     )
     clock = Clock(torch.device("cpu"))
     clock.seconds["step"] = clock_s

@@ -15,7 +15,7 @@ from bench import record
 from bench.errors import BadStore
 from bench.event_log import EventLog
 from bench.protocol import protocol
-from bench.record import SCHEMA_VERSION, SINCE_2, TRIALS
+from bench.record import SCHEMA_VERSION, SINCE_2, SINCE_3, TRIALS
 from bench.store import Store
 from bench.trial import Data, Part, Protocol, Trial
 
@@ -132,8 +132,8 @@ def test_a_marker_of_another_kind_is_refused(tmp_path):
 
 
 def test_a_store_of_a_newer_schema_is_refused(tmp_path):
-    (tmp_path / "store.json").write_text('{"bench": "results", "schema_version": 3}', encoding="utf-8")
-    with pytest.raises(BadStore, match="has schema version 3; this bench reads up to 2") as caught:
+    (tmp_path / "store.json").write_text('{"bench": "results", "schema_version": 4}', encoding="utf-8")
+    with pytest.raises(BadStore, match="has schema version 4; this bench reads up to 3") as caught:
         Store(tmp_path, create=True)
     assert "newer bench" in caught.value.hint
 
@@ -316,7 +316,7 @@ def test_a_table_of_a_newer_schema_is_refused(results):
     path = results.root / "trials" / f"{trial().trial_id}.parquet"
     table = pq.read_table(path)
     pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"bench_schema_version": b"9"}), path)
-    with pytest.raises(BadStore, match="has schema version 9; this bench reads up to 2"):
+    with pytest.raises(BadStore, match="has schema version 9; this bench reads up to 3"):
         results.trials()
 
 
@@ -349,7 +349,7 @@ def as_version_1(results):
     """Rewrite a store as schema version 1 left it."""
     (results.root / "store.json").write_text('{"bench": "results", "schema_version": 1}', encoding="utf-8")
     for path in (results.root / "trials").iterdir():
-        old = pq.read_table(path).drop_columns(list(SINCE_2))
+        old = pq.read_table(path).drop_columns([*SINCE_2, *SINCE_3])
         pq.write_table(old.replace_schema_metadata({**old.schema.metadata, b"bench_schema_version": b"1"}), path)
     for path in (results.root / "runs").glob("*/trial.json"):
         known = json.loads(path.read_text())
@@ -362,7 +362,7 @@ def test_rows_of_schema_version_1_are_read_as_what_they_stand_for(results):
     as_version_1(results)
     (row,) = Store(results.root).trials().to_dict("records")
     assert row["phase"] == "measure"
-    assert all(pd.isna(row[name]) for name in set(SINCE_2) - {"phase"})
+    assert all(pd.isna(row[name]) for name in {*SINCE_2, *SINCE_3} - {"phase"})
 
 
 def test_asking_for_a_trial_of_version_1_again_says_what_it_is_compared_with(results):

@@ -31,7 +31,14 @@ FACTS = {
     "workload_version": "1.2.3",
     "tier": "small",
     "precision": "fp32",
-    "data": {"source": "drawn", "directory": None, "tokenizer": None, "sha256": "d" * 64, "label": "drawn features"},
+    "data": {
+        "source": "drawn",
+        "directory": None,
+        "tokenizer": None,
+        "sha256": "d" * 64,
+        "label": "drawn features",
+        "models": [],
+    },
     "protocol": {"name": "quick", "version": "1.0", "sha256": "e" * 64},
     "study": 0,
     "point": 0,
@@ -108,6 +115,7 @@ INCIDENTAL = [
     (("data", "directory"), "/elsewhere"),
     (("data", "tokenizer"), "bytes"),
     (("data", "label"), "the same by another name"),
+    (("data", "models"), ["/elsewhere"]),  # their content is in the hash of the data
     (("phase",), "rerun"),  # its seed and the protocol tell it apart
     (("reference",), "sgd"),
     (("is_reference",), True),

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import nn
 
-from bench import Batch, DataIdentity, Role, Target, Tier, Workload
+from bench import Batch, DataIdentity, Role, Target, Tier, TrainingWorkload
 from bench.context import derive_seed
 from bench.errors import BadValue
 
@@ -114,7 +114,7 @@ SMALL = GptTier(
 TIERS: Mapping[str, GptTier] = {"tiny": TINY, "124m": SMALL}
 
 
-class Gpt2FineWeb(Workload):
+class Gpt2FineWeb(TrainingWorkload):
     """The NanoGPT speed run; see the module."""
 
     name = "gpt2-fineweb"

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from bench import Batch, DataIdentity, Role, Target, Tier, Workload
+from bench import Batch, DataIdentity, Role, Target, Tier, TrainingWorkload
 from bench.context import derive_seed
 
 from ._batches import Batches, FixedBatches, validation_batches
@@ -119,7 +119,7 @@ TIERS: Mapping[str, LlamaTier] = {
 }
 
 
-class LlamaC4(Workload):
+class LlamaC4(TrainingWorkload):
     """LLaMA decoder pre-training on C4; see the module."""
 
     name = "llama-c4"

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import torch
 from torch import nn
 
-from bench import Batch, DataIdentity, Role, Target, Tier, Workload
+from bench import Batch, DataIdentity, Role, Target, Tier, TrainingWorkload
 from bench.context import derive_seed
 from bench.trial import digest
 
@@ -70,7 +70,7 @@ TIERS: Mapping[str, LlamaTier] = {
 }
 
 
-class LlamaC4Mixture(Workload):
+class LlamaC4Mixture(TrainingWorkload):
     """LLaMA decoder pre-training on a mixture of sources; see the module."""
 
     name = "llama-c4-mixture"

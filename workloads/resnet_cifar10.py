@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import nn
 
-from bench import Batch, DataIdentity, Role, Target, Tier, Workload
+from bench import Batch, DataIdentity, Role, Target, Tier, TrainingWorkload
 from bench.context import derive_seed
 from bench.errors import BadValue
 
@@ -94,7 +94,7 @@ RESNET18 = ResNetTier(
 )
 
 
-class ResNetCifar10(Workload):
+class ResNetCifar10(TrainingWorkload):
     """Residual networks on small images; see the module."""
 
     name = "resnet-cifar10"

@@ -49,6 +49,14 @@ def run_options(command: F) -> F:
             click.option(
                 "--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Folder of data files of one's own."
             ),
+            click.option(
+                "--model-dir",
+                "models",
+                multiple=True,
+                type=click.Path(path_type=Path),
+                metavar="DIR",
+                help="Folder of trained weights of one's own; several where several are merged.",
+            ),
             click.option("--tokenizer", metavar="FILE|bytes", help="Tokenizer of the data; default: the tier's own."),
             results_option,
             click.option("--no-reference", is_flag=True, help="Do not run the workload's reference beside it."),
@@ -85,6 +93,7 @@ def request_of(options: dict[str, Any]) -> Request:
         source=options["source"],
         directory=options["data_dir"],
         tokenizer=options["tokenizer"],
+        models=options["models"],
         reference=not options["no_reference"],
         command_line=command_line(),
     )

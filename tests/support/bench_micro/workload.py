@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bench import Batch, DataIdentity, Role, Target, Tier, Workload
+from bench import Batch, DataIdentity, Role, Target, Tier, TrainingWorkload
 from bench.context import derive_seed
 
 from .moments import meet
@@ -32,7 +32,7 @@ TINY = Tier(
 )
 
 
-class Micro(Workload):
+class Micro(TrainingWorkload):
     """The workload; see the module."""
 
     name = "micro"

@@ -1,0 +1,126 @@
+"""Compress and merge: at each point of a tier the slots are called once, on fresh models; what they return is examined."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.after_training import CompressionWorkload, MergingWorkload, Point, PostWorkload
+from bench.algorithm import INFORMATION, Algorithm, Batch
+from bench.assembly import call_slot, fill
+from bench.checkpoint import random_state, seed_random_state, set_random_state
+from bench.clock import Clock
+from bench.context import Run, derive_seed
+from bench.errors import SlotFault, SlotMismatch
+from bench.loop import Evaluation, Observer
+from bench.roles import assign_roles
+
+
+@dataclass
+class Post:
+    """A trial after training; ``model`` is what the slots returned last."""
+
+    algorithms: Sequence[Algorithm]
+    workload: PostWorkload
+    run: Run
+    clock: Clock
+    model: nn.Module | None = None
+
+    def work(self, observe: Observer) -> None:
+        """Call the slots at every point of the tier until ``observe`` says stop."""
+        filled = fill(self.algorithms, self.workload.slots)
+        if self.workload.slots[0] not in filled:
+            raise SlotMismatch(f"nothing fills the slot {self.workload.slots[0]} of {self.workload.name!r}")
+        history: list[Mapping[str, float]] = []
+        for number, point in enumerate(self.workload.points, start=1):
+            self.model = self._serve(filled, point)
+            with self.clock.set_aside("evaluation"):
+                metrics = self._examine(self.model, point, history)
+            history.append(metrics)
+            if observe(Evaluation(step=number, metrics=metrics, train_loss=None, learning_rate=0.0)):
+                return
+
+    def _serve(self, filled: Mapping[str, Algorithm], point: Point) -> nn.Module:
+        """Return what the slots make at ``point``; charged are the calibration data and the slots."""
+        seed_random_state(derive_seed(self.run.seed, "global", str(point)))
+        if isinstance(self.workload, CompressionWorkload):
+            return self._compress(self.workload, filled, point)
+        assert isinstance(self.workload, MergingWorkload), f"{self.workload.name!r} is of no known kind"
+        return self._merge(self.workload, filled["merge"], point)
+
+    def _compress(self, workload: CompressionWorkload, filled: Mapping[str, Algorithm], point: Point) -> nn.Module:
+        result: nn.Module | None = None
+        for slot, algorithm in filled.items():
+            models = [self._model(), *([] if result is None else [result])]
+            blocks = tuple(name for name, _ in models[0].named_modules() if re.fullmatch(workload.blocks, name))
+            run = self._run(algorithm, point, models[0], blocks=blocks)
+            self.clock.resume("data")
+            try:
+                seen = self._seen(algorithm, workload.calibration(self.run.seed, self.run.device))
+                self.clock.enter("step")
+                result = call_slot(algorithm, slot, nn.Module, *models, seen, run)
+            finally:
+                self.clock.pause()
+        assert result is not None, "work() refused a run without the first slot"
+        return result
+
+    def _merge(self, workload: MergingWorkload, algorithm: Algorithm, point: Point) -> nn.Module:
+        if point.count is None:
+            raise SlotFault(f"a point of {workload.name!r} does not say how many models are merged")
+        experts = workload.experts(self.run.seed, self.run.device, point.count)
+        run = self._run(algorithm, point, self._model(), axes=workload.axes)
+        self.clock.resume("data")
+        try:
+            batches = workload.calibration(self.run.seed, self.run.device, point.count)
+            seen = [self._seen(algorithm, part) for part in batches]
+            self.clock.enter("step")
+            result: nn.Module = call_slot(algorithm, "merge", nn.Module, experts, seen, run)
+        finally:
+            self.clock.pause()
+        return result
+
+    def _model(self) -> nn.Module:
+        model = self.workload.model(self.run.seed, self.run.device)
+        return model.eval()
+
+    def _run(self, algorithm: Algorithm, point: Point, model: nn.Module, **facts: Any) -> Run:
+        roles = assign_roles((name for name, _ in model.named_parameters()), self.workload.roles)
+        loss = self.workload.loss if algorithm.information == "labels" else None
+        generators: dict[str, torch.Generator] = {}
+        return replace(
+            self.run, algorithm=algorithm.name, roles=roles, loss=loss, point=point, generators=generators, **facts
+        )
+
+    def _seen(self, algorithm: Algorithm, batches: Sequence[Batch]) -> Sequence[Batch]:
+        """Return of the calibration data what ``algorithm`` says that it looks at, and nothing else."""
+        kind = algorithm.information
+        if kind not in INFORMATION:
+            raise SlotFault(f"{algorithm.name}.information is {kind!r}; it must be one of {', '.join(INFORMATION)}")
+        if kind in {"weights", "optimizer-state"}:
+            return []
+        if kind == "labels":
+            return batches
+        hidden = self.workload.labels
+        return [{key: value for key, value in batch.items() if key not in hidden} for batch in batches]
+
+    def _examine(self, model: nn.Module, point: Point, history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """Examine in evaluation mode; whatever the workload draws changes nothing for the points to come."""
+        before = random_state()
+        model.eval()
+        with torch.no_grad():
+            metrics = self.workload.examine(model, point, history, self.run.device, self.run.seed)
+        set_random_state(before)
+        return metrics
+
+
+def rehearse(post: Post) -> None:
+    """Serve the first point once and throw the result away, so that no kernel is loaded or tuned on the clock."""
+    before = random_state()
+    trial = Post(post.algorithms, post.workload, post.run, Clock(post.run.device))
+    trial._serve(fill(post.algorithms, post.workload.slots), post.workload.points[0])  # noqa: SLF001 - of its own kind
+    set_random_state(before)
