@@ -154,6 +154,7 @@ COLUMNS = (
     *(*_with_interval("time_to_target_s"), "time_to_target_s_cv"),
     *("expected_steps", "expected_time_s"),
     *(*_with_interval("memory_bytes"), "memory_source", "optimizer_state_bytes", "trainable_parameters"),
+    *("information", "adapter_bytes", "stored_bytes", "forgetting", "time_s"),
     *(*_with_interval("energy_j"), *_with_interval("quality"), "quality_sd"),
     *(
         column
@@ -168,6 +169,8 @@ COLUMNS = (
 
 ``group``: 1 for the leader and all that cannot be told from it, 0 for rows that are not ranked. ``*_ratio``: this over
 the reference, below 1 is cheaper; ``*_ratio_p`` is adjusted for the number of comparisons; ``*_detectable_ratio``: the
-smallest speedup that so many replicates show four times in five at this noise. ``selected_*`` is what tuning found, the
-number that flatters; ``tuning_*`` is what tuning cost. ``pareto``: on the front of time (or steps) and memory.
+smallest speedup that so many replicates show four times in five at this noise; ``time_s``: all charged seconds of a
+trial; ``information``: what an algorithm after training looks at, whose kinds are ordered and grouped apart.
+``selected_*`` is what tuning found, the number that flatters; ``tuning_*`` is what tuning cost. ``pareto``: on the
+front of time (or steps) and memory.
 """

@@ -24,6 +24,12 @@ TRUST = ("self-reported", "reproduced", "verified")
 GEOMETRIC = ("steps_to_target", "time_to_target_s", "memory_bytes", "energy_j")
 """The figures of a row that are geometric means."""
 
+MEDIANS = (
+    *("optimizer_state_bytes", "trainable_parameters", "adapter_bytes", "stored_bytes"),
+    *("forgetting", "time_s"),
+)
+"""The figures of a row that are medians: most are the same in every replicate."""
+
 BOUNDS = ("bound_steps", "bound_time_s")
 """What decides in a test where some replicates missed."""
 
@@ -98,7 +104,7 @@ def cells(trials: pd.DataFrame, identity: pd.DataFrame | None = None) -> pd.Data
     found = {
         "board": identity["board"].to_numpy()[first],
         **{name: values.iloc[first].astype("str").reset_index(drop=True) for name, values in keys.items()},
-        **{name: texts(unanimous(cell, trials[name], size)[0]) for name in ("reference", "origin")},
+        **{name: texts(unanimous(cell, trials[name], size)[0]) for name in ("reference", "origin", "information")},
         "is_reference": pd.Series(_any_of(cell, trials["is_reference"], size), dtype=object),
         "trust_tier": texts(_least_trusted(cell, trials["trust_tier"], size)),
         "outcomes": texts(_outcomes(cell, trials["outcome"], size)),
@@ -151,7 +157,7 @@ def _sums(repeated: pd.DataFrame, size: int) -> dict[str, Any]:
             found[f"{name}_cv"] = plain.sd / plain.mean
     for name in ("spent_steps", "spent_time_s"):
         found[name] = np.bincount(cell, weights=repeated[name], minlength=size)
-    middle = repeated.groupby("cell")[["optimizer_state_bytes", "trainable_parameters"]].median()
+    middle = repeated.groupby("cell")[list(MEDIANS)].median()
     return found | {str(name): column.to_numpy() for name, column in middle.reindex(range(size)).items()}
 
 

@@ -29,7 +29,7 @@ SHARED = (*BOARD, "protocol_version", "target", "metric", "metric_direction", "b
 _TEXT = {
     *(set(SHARED) - {"target", "confidence"}),
     *("algorithm", "setting", "algorithm_version", "algorithm_source_sha256", "hyperparameters", "fillers"),
-    *("reference", "basis", "origin", "trust_tier", "memory_source", "outcomes"),
+    *("reference", "basis", "origin", "trust_tier", "memory_source", "outcomes", "information"),
 }
 _INT = {"order", "group", "replicates", "hits"}
 _BOOL = {"ranked", "is_reference", "contended", "pareto"}

@@ -66,10 +66,18 @@ class Lineup:
 def lineups(trials: pd.DataFrame, by: Measure, known: Mapping[str, Protocol]) -> list[Lineup]:
     """Return every lineup in ``trials`` of a protocol that ranks, ordered by its keys; input order never shows.
 
+    Training from scratch and fine-tuning are apart: hardly any algorithm does both, and what was not run is a miss.
     A cost other than :data:`COSTS` raises :class:`~bench.errors.BadValue`.
     """
     if by not in COSTS:
         raise BadValue(f"standings by {by!r}: there is no such cost", hint=f"one of {', '.join(COSTS)}")
+    trials = trials[trials["information"].isna()]  # after training nobody races to a target
+    tuned = trials["base_sha256"].notna()
+    return [*_lineups(trials[~tuned], by, known), *_lineups(trials[tuned], by, known)]
+
+
+def _lineups(trials: pd.DataFrame, by: Measure, known: Mapping[str, Protocol]) -> list[Lineup]:
+    """Return the lineups of ``trials``, of which all start from trained weights or none does."""
     if trials.empty:
         return []
     trials = trials.sort_values("trial_id", ignore_index=True)

@@ -1,4 +1,4 @@
-"""Compress and merge: at each point of a tier the slots are called once, on fresh models; what they return is examined."""
+"""Compress and merge: at each point of a tier the slots are called once, on fresh models."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ class Post:
             self.model = self._serve(filled, point)
             with self.clock.set_aside("evaluation"):
                 metrics = self._examine(self.model, point, history)
+            metrics = {**_asked(point), **metrics}
             history.append(metrics)
             if observe(Evaluation(step=number, metrics=metrics, train_loss=None, learning_rate=0.0)):
                 return
@@ -116,6 +117,17 @@ class Post:
             metrics = self.workload.examine(model, point, history, self.run.device, self.run.seed)
         set_random_state(before)
         return metrics
+
+
+def _asked(point: Point) -> dict[str, float]:
+    """Return what a point asks as metrics, so that curves can be drawn against it."""
+    pattern = None if point.pattern is None else point.pattern[0] / point.pattern[1]
+    asked = {
+        "asked_kept_ratio": point.kept_ratio if point.pattern is None else pattern,
+        "asked_rank": point.rank,
+        "models": point.count,
+    }
+    return {name: float(value) for name, value in asked.items() if value is not None}
 
 
 def rehearse(post: Post) -> None:

@@ -15,6 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from bench import statistics
+from bench.algorithm import INFORMATION
 from bench.cells import Sample, logarithm, sample
 from bench.score import Numbers, Reals, reals
 
@@ -158,7 +159,7 @@ def order(rows: pd.DataFrame, by: Measure, *, minimise: bool, front: Any) -> Num
 
     By time and steps: rows whose every replicate hit, by cost; rows of which some hit, by expected running time; rows
     that never hit, by quality. Otherwise by value, unknown ones last. ``pareto``: the front first, then as by steps or
-    time. Rows without a measurement come last.
+    time. Rows without a measurement come last. Before all this: those that look at less come first, see :func:`kinds`.
     """
     hits, replicates = rows["hits"].to_numpy(), rows["replicates"].to_numpy()
     kind = np.select([replicates == 0, hits == replicates, hits > 0], [3, 0, 1], 2)
@@ -169,7 +170,16 @@ def order(rows: pd.DataFrame, by: Measure, *, minimise: bool, front: Any) -> Num
     keys = [quality, steps, value_of(rows, by, minimise=minimise), kind]
     if front is not None:
         keys.append(~front)
-    return np.lexsort(keys)
+    return np.lexsort([*keys, kinds(rows)])
+
+
+def kinds(rows: pd.DataFrame) -> Numbers:
+    """Return what each row's algorithm looks at, as its place in ``INFORMATION``; 0 in training, where all is known.
+
+    Rows of different kinds are different competitions: they are ordered and grouped apart.
+    """
+    places = {name: place for place, name in enumerate(INFORMATION)}
+    return np.array([places.get(name, 0) for name in rows["information"].tolist()], dtype=np.int64)
 
 
 def on_front(first: Reals, second: Reals) -> Any:
@@ -189,13 +199,13 @@ def on_front(first: Reals, second: Reals) -> Any:
 # -- groups ----------------------------------------------------------------------------------------------------------
 def groups_of(rows: pd.DataFrame, ranked: Any, by: Measure, confidence: float, *, minimise: bool) -> Numbers:
     """Return the group of every row of a board in its order; 0 for those that are not ranked."""
-    found = np.zeros(len(rows), dtype=np.int64)
-    if by in TOLD_APART_BY:
-        where = np.flatnonzero(ranked)
+    found, kind = np.zeros(len(rows), dtype=np.int64), kinds(rows)
+    for one in np.unique(kind) if by in TOLD_APART_BY else ():
+        where = np.flatnonzero(ranked & (kind == one))
         deciding = sample(rows, TOLD_APART_BY[by]).at(where)
         never = (rows["hits"].to_numpy()[where] == 0) if by in {"time", "steps"} else None
         quality = sample(rows, "quality").at(where)
-        found[ranked] = groups(
+        found[where] = groups(
             deciding,
             confidence,
             minimise=minimise or by != "quality",

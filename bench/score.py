@@ -196,6 +196,10 @@ KEPT = (
     "rss_peak_bytes",
     "optimizer_state_bytes",
     "trainable_parameters",
+    "adapter_bytes",
+    "stored_bytes",
+    "forgetting",
+    "time_s",
     "energy_j",
 )
 """The columns of a trial that a replicate has unchanged."""

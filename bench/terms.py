@@ -27,7 +27,8 @@ class Terms:
     """What the trials of one board share.
 
     ``shared``: the keys, goal and versions; ``asked``: the measure that was asked for; ``rules``: the protocol, if
-    known; ``agreed``: no two trials know different goals; ``listed``: the device class is listed, so times rank.
+    known; ``agreed``: no two trials know different goals; ``listed``: the device class is listed, so times rank;
+    ``after_training``: nothing is trained, so nobody races to a target.
     """
 
     shared: Mapping[str, Any]
@@ -35,12 +36,14 @@ class Terms:
     rules: Protocol | None
     agreed: bool
     listed: bool
+    after_training: bool = False
 
     @property
     def by(self) -> Measure:
         """The measure that the board is ordered by: what was asked for, as far as it applies."""
         by = "steps" if self.asked == "time" and not self.listed else self.asked
-        return "quality" if by in {"time", "steps"} and self.agreed and self.shared["target"] is None else by
+        no_race = self.after_training or (self.agreed and self.shared["target"] is None)
+        return "quality" if by in {"time", "steps"} and no_race else by
 
     @property
     def confidence(self) -> float:
@@ -65,7 +68,9 @@ class Terms:
         if self.asked == "time" and not self.listed:
             yield f"{self.shared['device_class']} is not a listed device class: times do not rank, steps do"
         if self.asked in {"time", "steps"} and by == "quality":
-            yield "no target is set here: ordered by quality"
+            yield f"{'nothing is trained' if self.after_training else 'no target is set'} here: ordered by quality"
+        if len(several := rows["information"].dropna().unique()) > 1:
+            yield f"what algorithms look at differs ({', '.join(sorted(several))}): ordered and grouped apart"
         if not self.agreed:
             yield "trials of this board disagree on target, metric or direction: they do not compare"
         elif not self.enough(rows).all():
@@ -111,6 +116,7 @@ def terms_of(trials: pd.DataFrame, board: Numbers, asked: Measure, protocols: Ma
         agreed &= ~disputed | (name not in GOAL)
     searched = np.bincount(board, weights=trials["phase"].isin(SEARCHED), minlength=size) > 0
     columns["replicate"] = np.where(searched, "study", "seed").tolist()
+    after = np.bincount(board, weights=trials["information"].notna(), minlength=size) > 0
     listed = np.bincount(board, weights=trials["device_listed"].eq(other=False), minlength=size) == 0
     return [
         Terms(
@@ -119,6 +125,7 @@ def terms_of(trials: pd.DataFrame, board: Numbers, asked: Measure, protocols: Ma
             rules=protocols.get(digest),
             agreed=bool(agreed[number]),
             listed=bool(listed[number]),
+            after_training=bool(after[number]),
         )
         for number, (digest, *values) in enumerate(zip(columns["protocol_sha256"], *columns.values(), strict=True))
     ]

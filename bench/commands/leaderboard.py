@@ -12,7 +12,7 @@ import click
 
 from bench.commands import _figures_text as texts
 from bench.commands._options import format_option, results_option
-from bench.commands._print import show_table
+from bench.commands._print import bytes_text, show_table
 from bench.errors import BadValue
 from bench.trial import OUTCOMES
 
@@ -122,12 +122,18 @@ def _line(row: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, str]:
         "rank": str(row["order"]) if row["ranked"] else f"({row['order']})",
         "group": str(row["group"]) if row["ranked"] else "",
         "algorithm": f"{row['algorithm']} {row['setting']}".rstrip(),
+        "looks at": row["information"] or "",
         "reached": f"{row['hits']}/{row['replicates']}{basis}",
-        "steps": texts.with_interval(row, "steps_to_target", texts.steps_text),
-        "time": texts.with_interval(row, "time_to_target_s", texts.time_text) + busy,
+        "steps": "-" if row["information"] else texts.with_interval(row, "steps_to_target", texts.steps_text),
+        "time": texts.time_text(row["time_s"])
+        if row["information"]
+        else texts.with_interval(row, "time_to_target_s", texts.time_text) + busy,
         "expected": _expected(row, by),
         RATIO: _against_reference(row, by),
         "quality": _quality(row),
+        "forgetting": "-" if math.isnan(row["forgetting"]) else f"{row['forgetting']:.3f}",
+        "adapter": bytes_text(row["adapter_bytes"]),
+        "stored": bytes_text(row["stored_bytes"]),
         "memory": texts.memory_text(row),
         "energy": texts.energy_text(row["energy_j"]),
         "front": "yes" if row["pareto"] and by == "pareto" else "",

@@ -16,11 +16,13 @@ from bench.figures.pareto import draw_pareto
 from bench.figures.profile import draw_profile, draw_scores
 from bench.figures.ratios import draw_ratios
 from bench.figures.sensitivity import draw_sensitivity
+from bench.figures.sizes import draw_adapters, draw_sizes
 from bench.figures.style import new_figure
 from bench.figures.svg import figure_svg, save
 
 __all__ = [
     "board_figure",
+    "draw_adapters",
     "draw_curves",
     "draw_hits",
     "draw_pareto",
@@ -28,6 +30,7 @@ __all__ = [
     "draw_ratios",
     "draw_scores",
     "draw_sensitivity",
+    "draw_sizes",
     "figure_svg",
     "new_figure",
     "save",

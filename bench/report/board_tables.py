@@ -123,6 +123,22 @@ def _result(records: Records, by: str) -> list[tuple[Column, Show]]:
     return [place, *sorted(columns, key=lambda column: column[0].key != by)]
 
 
+_INFORMATION: tuple[Column, Show] = (
+    Column(key="information", head="Looks at", help="kinds are ranked apart"),
+    _text("information"),
+)
+
+_RARE = {"adapter": "adapter_bytes", "forgetting": "forgetting", "stored": "stored_bytes"}
+"""The columns of the costs that are shown only where a row has what they show, and where that stands."""
+
+_IN_TRAINING = frozenset({"state", "trainable"})
+"""The columns that mean nothing after training."""
+
+
+def _known_of(records: Records, name: str) -> bool:
+    return any(known(row[name]) for row in records)
+
+
 _TRUST: tuple[Column, Show] = (Column(key="trust", head="Trust"), _text("trust_tier"))
 
 _COMPARISON: list[tuple[Column, Show]] = [
@@ -159,6 +175,20 @@ def _cost(records: Records) -> list[tuple[Column, Show]]:
         (Column(key="state", head="Optimizer state", numeric=True), state),
         (Column(key="trainable", head="Trainable parameters", numeric=True), _plain("trainable_parameters", count)),
         (
+            Column(key="adapter", head="Adapter", numeric=True, help="what fine-tuning stores beside the base"),
+            _amount(records, "adapter_bytes", "bytes", 4),
+        ),
+        (
+            Column(key="forgetting", head="Forgetting", numeric=True, help="the rise of the loss before fine-tuning"),
+            _plain("forgetting"),
+        ),
+        (
+            Column(
+                key="stored", head="Stored bytes", numeric=True, help="of the compressed matrices, at the last point"
+            ),
+            _amount(records, "stored_bytes", "bytes", 4),
+        ),
+        (
             Column(
                 key="selected", head="Steps, as selected", numeric=True, help="of the selected tuning trials: flatters"
             ),
@@ -191,6 +221,13 @@ def board_tables(board: Board, anchor: str, algorithms: Mapping[str, str]) -> li
     records = board.records()
     busy = [STAR] if any(row["contended"] and known(row["time_to_target_s"]) for row in records) else []
     result, cost = _result(records, board.shared["by"]), _cost(records)
+    cost = [(column, show) for column, show in cost if column.key not in _RARE or _known_of(records, _RARE[column.key])]
+    if board.rows["information"].notna().any():
+        result = [(column, show) for column, show in result if column.key not in _TO_TARGET - {"reached"}]
+        result.insert(1, _INFORMATION)
+        cost = [(column, show) for column, show in cost if column.key not in _IN_TRAINING | _TO_TARGET]
+        time = Column(key="whole_time", head="Time", numeric=True, help="charged, all points together")
+        cost.insert(0, (time, _amount(records, "time_s", "s")))
     if board.rows["trust_tier"].nunique() > 1:
         result.append(_TRUST)
     if board.shared["target"] is None:

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 
 from bench import figures
 from bench.board import Board
+from bench.figures.sizes import plane
 from bench.figures.style import CROWD
 from bench.report.document import Block, Gallery, Picture
 from bench.report.evidence import Evidence, View
@@ -43,12 +44,16 @@ class Drawer:
     def board(self, view: View) -> list[Block]:
         """Return the figures of a board: those for which it has what they show."""
         by = _progress(view.board)
-        pictures = [
-            *self._curves(view, by),
-            *self._hits(view, by),
-            *self._ratios(view, by),
-            *self._pareto(view, by),
-        ]
+        if view.board.rows["information"].notna().any():
+            pictures = [*self._sizes(view)]
+        else:
+            pictures = [
+                *self._curves(view, by),
+                *self._hits(view, by),
+                *self._adapters(view),
+                *self._ratios(view, by),
+                *self._pareto(view, by),
+            ]
         return [Gallery(pictures=pictures)] if pictures else []
 
     def _curves(self, view: View, by: Progress) -> Iterator[Picture]:
@@ -70,6 +75,31 @@ class Drawer:
                 "Kaplan and Meier's estimate of the share of repetitions; a tick is one that ended without a hit.",
                 lambda axes: figures.draw_hits(axes, view.board, view.trials, by),
                 legend=len(view.board.rows),
+            )
+
+    def _sizes(self, view: View) -> Iterator[Picture]:
+        curves = self.evidence.curves_of(view.trials)
+        found = plane(curves, str(view.board.shared["metric"])) if len(curves) else None
+        if found is not None:
+            models = found[0] == "models"
+            yield self._picture(
+                f"{view.anchor}-sizes",
+                "Quality against the number of models" if models else "Quality against stored bytes",
+                "A marker is a point of the tier, the median over repetitions; the band goes from the lowest to the "
+                "highest.",
+                lambda axes: figures.draw_sizes(axes, view.board, view.trials, curves),
+                legend=len(view.board.rows),
+            )
+
+    def _adapters(self, view: View) -> Iterator[Picture]:
+        rows = view.board.rows
+        if rows["adapter_bytes"].gt(0).sum() > 1:
+            yield self._picture(
+                f"{view.anchor}-adapters",
+                "Quality against the size of the adapter",
+                "What fine-tuning stores beside the base: trained parameters and what cannot be derived.",
+                lambda axes: figures.draw_adapters(axes, view.board),
+                legend=len(rows) if len(rows) > CROWD else 0,
             )
 
     def _ratios(self, view: View, by: Progress) -> Iterator[Picture]:

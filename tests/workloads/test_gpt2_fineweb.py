@@ -26,7 +26,7 @@ from bench.workloads.gpt2_fineweb import TIERS, Gpt2FineWeb
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 GPT2_TOKENS, SEPARATOR = 50_257, 50_256
-PARAMETERS = {"tiny": 655_360, "124m": 162_201_600}
+PARAMETERS = {"tiny": 180_224, "124m": 162_201_600}
 
 
 @pytest.fixture(scope="module")
