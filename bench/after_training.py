@@ -82,6 +82,7 @@ class PostTier(Tier):
 class PostWorkload(Workload):
     """Base of the kinds after training. ``labels`` are the keys of a batch that only few algorithms may see."""
 
+    unit = "point"
     labels: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -100,6 +101,10 @@ class PostWorkload(Workload):
             "branch-rank": [point.rank for point in self.points],
         }
         return frozenset(name for name, values in said.items() if all(value is not None for value in values))
+
+    def at(self, step: int) -> str:
+        """Return what the point asks."""
+        return str(self.points[step - 1])
 
     @property
     def judged_from_step(self) -> int:

@@ -100,11 +100,12 @@ class Workload(ABC):
 
     A subclass sets the class facts and implements the methods. ``version`` is raised by any change that can change a
     result; records compare only within the same major.minor. ``roles`` maps patterns of parameter names to roles.
-    ``slots`` are those that this kind of workload calls; ``takes_models`` says how many folders of weights a user may
-    name (``None``: any number).
+    ``slots`` are those that this kind of workload calls; ``unit`` is what its progress is counted in; ``takes_models``
+    says how many folders of weights a user may name (``None``: any number).
     """
 
     slots: ClassVar[tuple[str, ...]]
+    unit: ClassVar[str] = "step"
     takes_models: ClassVar[int | None] = 0
     name: ClassVar[str]
     version: ClassVar[str]
@@ -157,6 +158,10 @@ class Workload(ABC):
     def judged_from_step(self) -> int:
         """The first step whose evaluation counts against the target."""
         return 0
+
+    def at(self, step: int) -> str:  # noqa: ARG002 - a subclass may need it
+        """Return what is special about an evaluation, in words; empty where they are all alike."""
+        return ""
 
     def base_sha256(self, seed: int) -> str | None:  # noqa: ARG002 - a subclass may need it
         """Return the hash of the trained weights that everything starts from; ``None`` where it starts from none."""

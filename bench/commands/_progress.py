@@ -69,7 +69,8 @@ class Progress:
         tenth = LINES_PER_TRIAL * event["step"] // self._tier.steps
         if not self._console.is_terminal and tenth > self._printed:
             self._printed = tenth
-            self._console.print(escape(f"  step {event['step']}/{self._tier.steps}  {state}"), soft_wrap=True)
+            where = f"{self._workload.unit} {event['step']}/{self._tier.steps}"
+            self._console.print(escape(f"  {where}  {state}"), soft_wrap=True)
 
     def end(self, trial: Trial, row: Mapping[str, Any]) -> None:
         """A trial ended with ``row``."""
@@ -90,9 +91,10 @@ class Progress:
 
     def _state(self, event: Mapping[str, Any]) -> str:
         quality, train_loss = float(event["quality"]), event["train_loss"]
-        words = [] if train_loss is None else [f"train {float(train_loss):.3f}"]
+        words = [self._workload.at(event["step"])] if event["step"] else []
+        words += [] if train_loss is None else [f"train {float(train_loss):.3f}"]
         words.append(f"{self._workload.metric} {quality:.3f}")
-        if self._workload.target is not None:
+        if self._workload.target is not None and event["step"] >= self._workload.judged_from_step:
             sign = 1.0 if self._workload.direction == "min" else -1.0
             distance = sign * (quality - self._workload.target.value)
             words.append(f"target {distance:+.3f}" if distance > 0 else "target reached")

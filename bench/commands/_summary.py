@@ -29,7 +29,7 @@ def show_header(plan: Plan, store: Store | None) -> None:
     lines = {
         "workload": f"{workload.name} {workload.version}, tier {workload.tier_name}, {tier.precision}",
         "data": f"{trials[0].data.label}, sha256 {trials[0].data.sha256[:12]}",
-        "target": f"{target}, budget {tier.steps} steps",
+        "target": f"{target}, {_extent(plan)}",
         "device": f"{plan.device_class.name}{listed}",
         "protocol": f"{plan.protocol.name} {plan.protocol.version}: {plan.protocol.summary}",
         "trials": f"{plan.size}, algorithms {', '.join(plan.algorithms)} {_reference_words(plan)}",
@@ -39,6 +39,12 @@ def show_header(plan: Plan, store: Store | None) -> None:
     for name, value in lines.items():
         click.echo(f"{name:<9} {value}")
     click.echo()
+
+
+def _extent(plan: Plan) -> str:
+    """Return how long a trial goes on."""
+    steps, unit = plan.workload.tier.steps, plan.workload.unit
+    return f"budget {steps} steps" if unit == "step" else f"{steps} {unit}{'' if steps == 1 else 's'}"
 
 
 def _reference_words(plan: Plan) -> str:
@@ -53,16 +59,16 @@ def show_summary(plan: Plan, rows: Sequence[Mapping[str, Any]], store: Store) ->
         rows = [row for row in rows if row["phase"] == "rerun"] or rows
     by_name = {name: [row for row in rows if row["algorithm"] == name] for name in plan.algorithms}
     click.echo()
-    show_table(
-        [_line(name, by_name[name], by_name.get(plan.references[name], [])) for name in plan.algorithms], "table"
-    )
-    if len(rows) > len(plan.algorithms):
+    line = _line if plan.workload.unit == "step" else _line_after_training
+    show_table([line(name, by_name[name], by_name.get(plan.references[name], [])) for name in plan.algorithms], "table")
+    if len(rows) > len(plan.algorithms) and plan.workload.unit == "step":
         click.echo()
         for name, cell in by_name.items():
             click.echo(_spread(name, cell))
     if any(row["contended"] for row in rows):
+        instead = ", steps do" if plan.workload.unit == "step" else ""
         click.echo(
-            "\n* the machine was busy (its calibration moved by more than 10%): this time does not rank, steps do"
+            f"\n* the machine was busy (its calibration moved by more than 10%): this time does not rank{instead}"
         )
     if not plan.protocol.ranked:
         click.echo(
@@ -117,6 +123,24 @@ def _line(name: str, cell: Sequence[Mapping[str, Any]], reference: Sequence[Mapp
         "quality": _number(_mean(cell, "quality")),
         "peak memory": f"{bytes_text(max(nvml))} NVML" if nvml else f"{bytes_text(max(rss))} RSS" if rss else "-",
         "states": bytes_text(_mean(cell, "optimizer_state_bytes")),
+    }
+
+
+def _line_after_training(
+    name: str, cell: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]
+) -> dict[str, str]:
+    quality, busy = _mean(cell, "quality"), "*" if any(row["contended"] for row in cell) else ""
+    difference = quality - _mean(reference, "quality")
+    rss = [row["rss_peak_bytes"] for row in cell if row["rss_peak_bytes"] is not None]
+    return {
+        "algorithm": name,
+        "looks at": ", ".join(sorted({row["information"] or "-" for row in cell})),
+        "outcome": ", ".join(sorted({row["outcome"] for row in cell})),
+        "quality": _number(quality),
+        "vs ref": "-" if math.isnan(difference) else f"{difference:+.4f}",
+        "time": seconds_text(_mean(cell, "time_s")) + busy,
+        "stored": bytes_text(_mean(cell, "stored_bytes")),
+        "peak memory": f"{bytes_text(max(rss))} RSS" if rss else "-",
     }
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from bench.algorithm import Algorithm, slots
+from bench.after_training import PostTier
+from bench.algorithm import TRAINING_SLOTS, Algorithm, slots
 from bench.commands._print import seconds_text, show_table
 from bench.errors import UnknownName
 from bench.hyperparameter import domain
@@ -36,7 +37,12 @@ def _algorithm(registry: Registry, cls: type[Algorithm]) -> None:
     click.echo(f"{entry.name}: {entry.summary}\n")
     click.echo(f"track    {entry.track}\npaper    {entry.paper}")
     click.echo(f"package  {registry.packages[entry.name]} {registry.version(entry.name)}")
-    click.echo(f"class    {entry.target}\nslots    {', '.join(slots(cls))}\n")
+    click.echo(f"class    {entry.target}\nslots    {', '.join(slots(cls))}")
+    if set(slots(cls)) - set(TRAINING_SLOTS):
+        click.echo(f"looks at {cls.information}")
+    if cls.needs:
+        click.echo(f"needs    {', '.join(cls.needs)}")
+    click.echo()
     click.echo(inspect.cleandoc(cls.__doc__ or "") + "\n")
     show_table([_field(cls, field) for field in dataclasses.fields(cls)], "table", fold=["help", "domain"])
     for deviation in cls.deviations:
@@ -63,6 +69,8 @@ def _workload(registry: Registry, cls: type[Workload]) -> None:
     for name, tier in cls.tiers.items():
         click.echo(f"\n{name}: reference {_values(tier)}\n  tuning: {tier.tuning}")
         click.echo(f"  target: {tier.target.how if tier.target else 'none yet'}")
+        if isinstance(tier, PostTier):
+            click.echo(f"  points: {'; '.join(map(str, tier.points))}")
 
 
 def _tier(name: str, tier: Tier) -> dict[str, Any]:
@@ -71,7 +79,7 @@ def _tier(name: str, tier: Tier) -> dict[str, Any]:
         "target": tier.target.value if tier.target else None,
         "steps": tier.steps,
         "batch": tier.batch_size,
-        "evaluated": f"every {tier.evaluate_every}",
+        "evaluated": f"every {tier.evaluate_every}" if not isinstance(tier, PostTier) else "at each point",
         "precision": tier.precision,
         "data": tier.source,
         "takes": seconds_text(tier.expected_s if tier.expected_s is not None else math.nan),
