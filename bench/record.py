@@ -284,7 +284,8 @@ def _last_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def _quality(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any], judged_from: int) -> dict[str, Any]:
     sign = 1.0 if row["metric_direction"] == "min" else -1.0
     values = [float(event["quality"]) for event in rows]
-    finite = [value for value in values if math.isfinite(value)]
+    judged = [i for i, event in enumerate(rows) if event["step"] >= judged_from]
+    finite = [values[i] for i in judged if math.isfinite(values[i])]
     found: dict[str, Any] = {
         "quality": values[-1],
         "best_quality": sign * min(sign * value for value in finite) if finite else None,
@@ -292,7 +293,6 @@ def _quality(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any], judged_f
     }
     target, times_s = row["target"], [event["cost"]["time_s"] for event in rows]
     facts = {"target": target, "direction": row["metric_direction"], "budget_s": row["budget_s"]}
-    judged = [i for i, event in enumerate(rows) if event["step"] >= judged_from]
     hit = next((i for i in judged if is_hit(values[i], times_s[i], **facts)), None)
     if hit is None:
         return found

@@ -325,3 +325,19 @@ def test_an_evaluation_beyond_the_budget_in_seconds_is_no_hit():
     found = row(started(budget_s=30.0), evaluated(0, 3.0), evaluated(2, 2.0), evaluated(4, 0.5), finished())
     assert found["steps_to_target"] is None
     assert found["quality"] == 0.5
+
+
+def test_where_only_the_last_point_is_judged_milder_ones_neither_meet_the_target_nor_are_the_best():
+    found = row(started(judged_from_step=3), evaluated(1, 0.1), evaluated(2, 0.2), evaluated(3, 0.9), finished("missed"))
+    assert (found["quality"], found["best_quality"], found["steps_to_target"]) == (0.9, 0.9, None)
+    found = row(started(judged_from_step=3), evaluated(1, 2.0), evaluated(3, 0.1), finished("reached"))
+    assert (found["steps_to_target"], found["steps_to_target_interpolated"]) == (3, 3.0)
+
+
+def test_forgetting_stored_bytes_and_all_metrics_are_those_of_the_last_evaluation():
+    first, last = evaluated(0, 2.0), evaluated(4, 1.0)
+    first["metrics"] |= {"forgetting": 9.0, "stored_bytes": 9.0}
+    last["metrics"] |= {"forgetting": 0.5, "stored_bytes": 7.0, "extra": 3.0}
+    found = row(started(), first, last, finished("missed"))
+    assert (found["forgetting"], found["stored_bytes"]) == (0.5, 7)
+    assert dict(found["metrics"])["extra"] == 3.0
