@@ -36,7 +36,8 @@ def cached(kind: str, recipe: Mapping[str, Any], build: Callable[[], Tensors]) -
     """Return the tensors of ``recipe`` and their SHA-256; ``build`` makes them if the cache has none.
 
     ``recipe`` is all that determines the result, as JSON. Of several processes that ask at once one builds and the
-    others wait. A file that cannot be read is made anew. Where the folder cannot be written, nothing is kept.
+    others wait. A file that cannot be read is made anew. Where the folder cannot be written, what is made is kept for
+    the life of the process.
     """
     folder = cache_folder() / kind
     path = folder / f"{digest(dict(recipe))[:20]}.pt"
@@ -48,8 +49,12 @@ def cached(kind: str, recipe: Mapping[str, Any], build: Callable[[], Tensors]) -
                 state = build()
                 _write(path, state)
     except OSError:
-        state = build()
+        state = _KEPT[path] if path in _KEPT else _KEPT.setdefault(path, build())
     return state, tensors_sha256(state)
+
+
+_KEPT: dict[Path, Tensors] = {}
+"""What could not be written."""
 
 
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import random
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate, count
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -191,6 +193,21 @@ def registry() -> Registry:
 def micro() -> Kit:
     """The toy workload and how to run it."""
     return Kit()
+
+
+@pytest.fixture(scope="session")
+def artifact_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Trained models are made once per session: in the folder that BENCH_CACHE names, else in one of this session."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = Path(os.environ.get("BENCH_CACHE") or tmp_path_factory.mktemp("artifacts"))
+        patch.setenv("BENCH_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def merge_subspace(artifact_cache: Path) -> Any:
+    """The workload merge-subspace with its full recipe; a seed's experts take about 15 s, once per session."""
+    return importlib.import_module("bench.workloads.merge_subspace").MergeSubspace("tiny")
 
 
 # -- packages to compare with ----------------------------------------------------------------------------------------

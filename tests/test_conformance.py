@@ -1,4 +1,4 @@
-"""One battery over every listed optimizer, ours and strangers': a new one is covered without a new test.
+"""One battery over every listed optimizer and adaptation, ours and strangers': a new one is covered without a new test.
 
 Optimizers get parameters by name, shape and role and gradients by hand, as any training loop may hand them out.
 """
@@ -9,6 +9,7 @@ import copy
 import io
 import math
 import random
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from torch import nn
 
 from bench import Registry, Role, Run
 from bench.algorithm import slots
+from bench.context import adapted_roles
 
 REGISTRY = Registry()
 STEPS = 12
@@ -316,3 +318,108 @@ def test_a_plain_loop_with_torch_s_scheduler_lowers_the_loss(name):
         scheduler.step()
     assert all(map(math.isfinite, losses))
     assert losses[-1] < losses[0] - 0.005
+
+
+# -- adapted models --------------------------------------------------------------------------------------------------
+every_adaptation = pytest.mark.parametrize(
+    "name", [name for name in sorted(REGISTRY.algorithms) if "adapt" in slots(REGISTRY.algorithm_class(name))]
+)
+
+
+class Block(nn.Module):
+    """A network with one parameter of each role that adaptations look for; its inputs are (B, 32)."""
+
+    roles: ClassVar = {
+        "q.weight": Role.ATTENTION_Q,
+        "v.weight": Role.ATTENTION_V,
+        "up.weight": Role.MLP,
+        "down.weight": Role.MLP,
+        "norm.weight": Role.NORM,
+        "norm.bias": Role.BIAS,
+        "up.bias": Role.BIAS,
+        "head.weight": Role.CLASSIFIER,
+        "head.bias": Role.BIAS,
+    }
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.v = nn.Linear(32, 32, bias=False), nn.Linear(32, 32, bias=False)
+        self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32, bias=False)
+        self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 4)
+
+    def forward(self, x):
+        x = x + self.v(torch.tanh(self.q(x)))
+        return self.head(x + self.down(torch.relu(self.up(self.norm(x)))))
+
+
+def adapted(name, seed=0, dtype=torch.float32, device="cpu"):
+    """Return the adapted network, which starts from the same weights whatever the seed, and the run."""
+    state = torch.get_rng_state()
+    torch.manual_seed(1)
+    with torch.device(device):
+        model = Block().to(dtype)
+    torch.set_rng_state(state)
+    run = Run(seed=seed, steps=STEPS, device=torch.device(device), roles=Block.roles, algorithm=name)
+    return REGISTRY.algorithm(name).adapt(model, run), run
+
+
+def features(dtype=torch.float32):
+    return drawn("features", 0, (6, 32)).to(dtype)
+
+
+@every_adaptation
+def test_adapting_is_reproducible_and_draws_from_the_generators_of_the_run_alone(name):
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+    (one, run), (again, _), (other, _) = (adapted(name, seed) for seed in (0, 0, 1))
+    assert equal(one.state_dict(), again.state_dict())
+    assert equal(one.state_dict(), other.state_dict()) == (not run.generators)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]  # noqa: NPY002
+
+
+@every_adaptation
+def test_new_parameters_are_claimed_once_and_others_keep_their_roles(name):
+    model = Block()
+    before = list(model.named_parameters())
+    run = Run(seed=0, steps=STEPS, roles=Block.roles, algorithm=name)
+    algorithm = REGISTRY.algorithm(name)
+    result = algorithm.adapt(model, run)
+    roles = adapted_roles(before, Block.roles, result, algorithm.adapter_roles)
+    assert roles.keys() == dict(result.named_parameters()).keys()
+    assert vars(algorithm) == algorithm.hyperparameters(), "nothing is kept on the algorithm"
+
+
+@every_adaptation
+@both_dtypes
+def test_an_adapted_model_keeps_the_dtype_and_gives_what_is_trainable_a_finite_gradient(name, dtype):
+    model, _ = adapted(name, dtype=dtype)
+    output = model(features(dtype))
+    assert output.dtype == dtype
+    output.square().mean().backward()
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert trainable
+    for parameter in trainable:
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
+    assert all(parameter.grad is None for parameter in model.parameters() if not parameter.requires_grad)
+
+
+@every_adaptation
+def test_a_saved_state_makes_an_adapted_model_of_another_seed_the_same_model(name):
+    (model, _), (other, _) = adapted(name, 0), adapted(name, 1)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            parameter.add_(0.1 * drawn(key, 1, parameter.shape))
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    with torch.no_grad():
+        assert torch.equal(model(features()), other(features()))
+
+
+@every_adaptation
+def test_a_model_without_storage_can_be_adapted(name):
+    model, _ = adapted(name, device="meta")
+    assert all(tensor.device.type == "meta" for tensor in model.state_dict().values())
+    model(features().to("meta")).sum().backward()

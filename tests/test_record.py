@@ -328,8 +328,10 @@ def test_an_evaluation_beyond_the_budget_in_seconds_is_no_hit():
 
 
 def test_where_only_the_last_point_is_judged_milder_ones_neither_meet_the_target_nor_are_the_best():
-    found = row(started(judged_from_step=3), evaluated(1, 0.1), evaluated(2, 0.2), evaluated(3, 0.9), finished("missed"))
-    assert (found["quality"], found["best_quality"], found["steps_to_target"]) == (0.9, 0.9, None)
+    found = row(
+        started(judged_from_step=3), evaluated(1, 0.1), evaluated(2, 0.2), evaluated(3, 1.5), finished("missed")
+    )
+    assert (found["quality"], found["best_quality"], found["steps_to_target"]) == (1.5, 1.5, None)
     found = row(started(judged_from_step=3), evaluated(1, 2.0), evaluated(3, 0.1), finished("reached"))
     assert (found["steps_to_target"], found["steps_to_target_interpolated"]) == (3, 3.0)
 

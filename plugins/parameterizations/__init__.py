@@ -1,4 +1,4 @@
-"""The built-in plugins for other parameterizations of the weights. This module is light: listing does not import torch."""
+"""Other parameterizations of the weights, trained from scratch; torch-free, for listing."""
 
 from __future__ import annotations
 
@@ -8,4 +8,20 @@ from bench import Entry, hookimpl
 @hookimpl
 def bench_algorithms() -> list[Entry]:
     """Return the entries of this track."""
-    return []
+    home, track = "bench.plugins.parameterizations", "parameterization"
+    return [
+        Entry(
+            name="gradual-pruning",
+            target=f"{home}.gradual_pruning:GradualPruning",
+            track=track,
+            paper="arXiv:1710.01878",
+            summary="masks close over the smallest weights along a cubic curve during training",
+        ),
+        Entry(
+            name="sltrain",
+            target=f"{home}.sltrain:SLTrain",
+            track=track,
+            paper="arXiv:2406.02214",
+            summary="hidden weights as a low-rank product plus a sparse matrix on a random support",
+        ),
+    ]
