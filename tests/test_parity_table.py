@@ -14,7 +14,7 @@ from bench import Registry
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "parity.md").read_text(encoding="utf-8")
-TRACKS = {"optimizer", "schedule", "data-selection", "peft", "parameterization", "compression"}
+TRACKS = {"optimizer", "schedule", "data-selection", "peft", "parameterization", "compression", "merging"}
 ALGORITHMS = sorted(entry.name for entry in Registry().algorithms.values() if entry.track in TRACKS)
 PAPERS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "papers").glob("test_*.py")}
 

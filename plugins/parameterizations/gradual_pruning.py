@@ -26,9 +26,9 @@ REFRESHES = 15
 class GradualPruning(Algorithm):
     r"""Gradual pruning of all weights of attention, MLP and convolution roles to the same sparsity.
 
-    See :class:`GradualPruner` for the rule. Stay dense: embedding, head or classifier, norms, biases, what has no role
-    (a network's first convolution, by convention), and convolutions over one channel at a time, whose few weights a
-    uniform share would destroy.
+    See :class:`GradualPruner` for the rule. Stay dense: embedding, head or classifier, norms, biases, what has the
+    role ``other`` (the first convolution of a network on images), and convolutions over one channel at a time, whose
+    few weights a uniform share would destroy.
 
     The window is given in parts of the run: t₀ = ``start`` T of T = run.steps, and the last refresh is the last one
     that ends by ``end`` T. Published: a window of 30 to 60% of training that ends well before the learning rate is at
@@ -91,7 +91,7 @@ class GradualPruning(Algorithm):
     def freezer(self, model: nn.Module, run: Run) -> GradualPruner:
         """Return what refreshes the masks of ``model``."""
         begin = round(self.start * run.steps)
-        window = max(1, int(self.end * run.steps) - begin)
+        window = max(1, round(self.end * run.steps) - begin)
         interval = self.interval or min(100, max(1, window // REFRESHES))
         if interval > window:
             raise BadValue(
