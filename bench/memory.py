@@ -27,7 +27,7 @@ PRECISIONS: tuple[tuple[Precision, str], ...] = (("bf16", "pure bf16"), ("fp32",
 class Estimate:
     """Bytes of one algorithm on one tier in one precision.
 
-    ``gradients_bytes`` is what is alive at once: with updates inside the backward pass, the largest single gradient.
+    ``weights_bytes`` are the parameters and the buffers that an adaptation adds. ``gradients_bytes`` is what is alive at once: with updates inside the backward pass, the largest single gradient.
     """
 
     precision: str
@@ -75,11 +75,12 @@ def estimate(algorithms: Sequence[Algorithm], workload: Workload, precision: Pre
             hint="its step must run on the meta device: no .item(), no branch on a tensor's value",
         ) from error
     parameters = list(parts.model.parameters())
+    added = [] if parts.base_buffers is None else [b for b in parts.model.buffers() if id(b) not in parts.base_buffers]
     return Estimate(
         precision=precision,
         parameters=sum(p.numel() for p in parameters),
         trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
-        weights_bytes=sum(p.numel() * p.element_size() for p in parameters),
+        weights_bytes=sum(tensor.numel() * tensor.element_size() for tensor in (*parameters, *added)),
         gradients_bytes=gradients_bytes,
         states_bytes=optimizer_state_bytes(parts.optimizer),
     )

@@ -26,6 +26,9 @@ MERGERS = [name for name in sorted(REGISTRY.algorithms) if "merge" in slots(REGI
 SCALED = [name for name in MERGERS if "scale" in {f.name for f in dataclasses.fields(REGISTRY.algorithm_class(name))}]
 """Those that go a chosen part of the way from the start: of one expert they make another model."""
 
+REPELLED = ("opcm",)
+"""Those that leave out of a model what the ones before it had."""
+
 COUNT = 3
 HEADS = ("head.weight", "head.bias")
 AXES = {
@@ -170,8 +173,7 @@ def test_randomness_comes_from_the_generators_of_the_run_and_from_nowhere_else(n
 def test_heads_are_not_merged(name):
     scene = Scene(name)
     merged = scene.merge()
-    heads = [[model.get_parameter(head) for head in HEADS] for model in [*scene.models, scene.start]]
-    assert any(all(torch.equal(merged.get_parameter(n), value) for n, value in zip(HEADS, head, strict=True)) for head in heads)
+    assert any(equal(merged.head, model.head) for model in [*scene.models, scene.start])
 
 
 @every_merger
@@ -201,7 +203,7 @@ def test_bf16_is_fp32_up_to_the_rounding_of_the_weights(name):
     wide = Scene(name, experts=exact)
     narrow = Scene(name, experts=copy.deepcopy(exact), dtype=torch.bfloat16)
     wide.start.bfloat16().float()
-    assert farthest(wide.merge(), narrow.merge()) <= 5e-3
+    assert farthest(wide.merge(), narrow.merge()) <= 1e-2  # experts lie ten times farther apart
 
 
 @every_merger
@@ -220,33 +222,32 @@ def test_equal_experts_are_that_expert_unless_the_method_has_a_scale(name, count
         assert farthest(merged, scene.models[0]) > 1e-3
     elif count == 1:
         assert equal(merged, scene.models[0])
-    elif name != "opcm":  # which removes what it has already, and keeps the length
+    elif name not in REPELLED:
         assert farthest(merged, scene.models[0]) <= 1e-7
 
 
 # -- in anybody's hands ----------------------------------------------------------------------------------------------
 LOAD = """
 import sys, torch
-model = torch.load(sys.argv[1], weights_only=False)
+models = torch.load(sys.argv[1], weights_only=False)
 inputs = torch.load(sys.argv[2], weights_only=True)
 with torch.no_grad():
-    torch.save(model(inputs), sys.argv[3])
+    torch.save({name: model(inputs) for name, model in models.items()}, sys.argv[3])
 """
 
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
     """Save what every plugin makes, load all of it in one fresh process, and return both outputs by name."""
-    folder, outputs = tmp_path_factory.mktemp("merged"), {}
+    folder = tmp_path_factory.mktemp("merged")
     inputs = Scene(MERGERS[0]).inputs
     models = torch.nn.ModuleDict({name: Scene(name).merge() for name in MERGERS})
     with torch.no_grad():
         outputs = {name: model(inputs) for name, model in models.items()}
     torch.save(models, folder / "models.pt")
     torch.save(inputs, folder / "inputs.pt")
-    code = LOAD.replace("model(inputs)", "{name: part(inputs) for name, part in model.items()}")
     names = [folder / name for name in ("models.pt", "inputs.pt", "outputs.pt")]
-    subprocess.run([sys.executable, "-P", "-c", code, *map(str, names)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-P", "-c", LOAD, *map(str, names)], check=True, timeout=120)
     return outputs, torch.load(folder / "outputs.pt", weights_only=True)
 
 

@@ -1,4 +1,4 @@
-"""The built-in plugins for merging of several trained models, one file each. This module is light: listing does not import torch."""
+"""The built-in plugins that merge trained models, one file each. This module is light: listing imports no torch."""
 
 from __future__ import annotations
 

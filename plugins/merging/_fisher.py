@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 CHUNK_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
-"""Per-example gradients of one class that are computed at a time, never less than one example's: a CPU's caches hold few."""
+"""Per-example gradients of one class that are computed at a time, at least one example's: a CPU's caches hold few."""
 
 
 def diagonal_fisher(
@@ -51,11 +51,11 @@ def diagonal_fisher(
     seen = 0
 
     def squares(x: Tensor, cotangents: Tensor) -> Values:
-        def log_probabilities(weights: Mapping[str, Tensor]) -> Tensor:
+        def log_probabilities(weights: Values) -> Tensor:
             logits: Tensor = functional_call(model, weights, (x.unsqueeze(0),))
             return logits[0].float().log_softmax(dim=-1)
 
-        _, pull = vjp(log_probabilities, parameters)
+        pull = vjp(log_probabilities, parameters)[1]
         total: Values = {}
         for cotangent in cotangents:
             for name, gradient in pull(cotangent)[0].items():
@@ -71,9 +71,7 @@ def diagonal_fisher(
             seen += len(chunk)
     if not seen:
         raise BadValue("the Fisher information of no example", hint="give each model inputs of its own task")
-    for value in fisher.values():
-        value /= seen
-    return fisher
+    return {name: value / seen for name, value in fisher.items()}
 
 
 def scores(probabilities: Tensor, samples: int | None, generator: torch.Generator | None) -> Tensor:
@@ -85,7 +83,7 @@ def scores(probabilities: Tensor, samples: int | None, generator: torch.Generato
         return probabilities.sqrt().diag_embed()
     drawn = torch.multinomial(probabilities, samples, replacement=True, generator=generator)
     hot = torch.nn.functional.one_hot(drawn, probabilities.shape[1])
-    return hot.to(probabilities.dtype) / samples**0.5
+    return hot.to(probabilities.dtype).div(float(samples) ** 0.5)
 
 
 def chunks(batches: Iterable[Tensor], size: int, limit: int | None) -> Iterator[Tensor]:
@@ -93,7 +91,7 @@ def chunks(batches: Iterable[Tensor], size: int, limit: int | None) -> Iterator[
     left = limit
     for batch in batches:
         rows = batch if left is None else batch[:left]
-        yield from rows.split(size) if len(rows) else ()
+        yield from torch.split(rows, size) if len(rows) else ()
         if left is not None:
             left -= len(rows)
             if left == 0:

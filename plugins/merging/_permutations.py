@@ -1,7 +1,8 @@
 """Reorderings of the hidden units of a network, and the one by which two networks agree best.
 
-*Axes* say for each tensor which permutation acts on each of its axes: ``{"hidden.weight": ("units", None), "hidden.bias":
-("units",), "out.weight": (None, "units")}``. A permutation of n units is their order: position i gets unit ``order[i]``.
+*Axes* say for each tensor which permutation acts on each of its axes: ``{"hidden.weight": ("units", None),
+"hidden.bias": ("units",), "out.weight": (None, "units")}``. A permutation of n units is their order: position i gets
+unit ``order[i]``.
 """
 
 from __future__ import annotations
@@ -122,7 +123,9 @@ def _assigned(
     total: Tensor | None = None
     for name, axis in places:
         value = _reordered(moving[name], axes[name], orders, but=axis)
-        ours, theirs = (tensor.double().movedim(axis, 0).reshape(tensor.shape[axis], -1) for tensor in (fixed[name], value))
+        ours, theirs = (
+            tensor.double().movedim(axis, 0).reshape(tensor.shape[axis], -1) for tensor in (fixed[name], value)
+        )
         product = ours @ theirs.T
         total = product if total is None else total + product
     assert total is not None, "a permutation without a place does not exist"

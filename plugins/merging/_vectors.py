@@ -1,8 +1,8 @@
-"""What the merging plugins share: which tensors are merged, a pass over the models that holds one at a time, the result.
+"""What the merging plugins share: which tensors are merged, a pass that holds one model at a time, and the result.
 
-*Weights* are the parameters, tied ones once, without the heads (parameters that belong to one task and are never merged).
-Buffers are no weights: floating-point ones become their mean, whatever the method, and integers stay those of the first
-model. Sums are in fp32, or in fp64 where the weights are.
+*Weights* are the parameters, tied ones once, without the heads (which belong to one task and are never merged). Buffers
+are no weights: floating-point ones become their mean, whatever the method, and integers stay those of the first model.
+Sums are in fp32, or in fp64 where the weights are.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Average(Algorithm):
 
 
 def average(models: Sequence[nn.Module], *, heads: Collection[str] = ()) -> nn.Module:
-    r"""Return a model with the mean of the weights of ``models``:
+    """Return a model with the mean of the weights of ``models``.
 
         θ* = (1/N) Σ_t θ_t
 
@@ -45,7 +45,7 @@ def average(models: Sequence[nn.Module], *, heads: Collection[str] = ()) -> nn.M
         >>> merged = average([nn.Linear(4, 2), nn.Linear(4, 2), nn.Linear(4, 2)])
 
     Raises :class:`~bench.errors.BadValue` where architectures differ. Source: arXiv:2203.05482.
-    """  # noqa: D400, D415 - the equation ends the sentence
+    """
     mean = Mean()
     buffers = visit(models, lambda _, model: mean.add(weights_of(model, heads)))
     return with_values(models[0], mean.values, buffers)

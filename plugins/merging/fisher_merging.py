@@ -37,7 +37,7 @@ class FisherMerging(Algorithm):
     information = "inputs"
     deviations = (
         "All coefficients are equal; the script picks them on validation data of one target task.",
-        "Every Fisher has the floor, since no task is the target; with favor_target only the first model's, as in the script.",
+        "Every Fisher has the floor, since no task is the target; with favor_target only the first, as in the script.",
         "A Fisher that is zero everywhere is normalised by the norm of its floor; the script divides by zero.",
         "256 examples, as in FusionBench; the script takes 4096.",
     )
@@ -60,8 +60,14 @@ class FisherMerging(Algorithm):
                 model, inputs, examples=self.examples, samples=self.samples, heads=heads, generator=generator
             )
 
-        options = {"floor": self.floor, "normalize": self.normalize, "favor_target": self.favor_target}
-        return fisher_merging(models, fisher, heads=heads, **options)
+        return fisher_merging(
+            models,
+            fisher,
+            floor=self.floor,
+            normalize=self.normalize,
+            favor_target=self.favor_target,
+            heads=heads,
+        )
 
 
 def fisher_merging(

@@ -32,10 +32,8 @@ class Opcm(Algorithm):
     information = "weights"
     needs = ("pretrained",)
     deviations = (
-        "Of the dominant part the diagonal and the top-left block are removed, as in the code; "
-        "the paper's formula removes its whole rows and columns.",
-        "The diagonal is removed up to the numerical rank; the code also removes it in a null space, whose basis is "
-        "arbitrary.",
+        "The diagonal and the top-left block are removed, as in the code; the paper removes whole rows and columns.",
+        "The diagonal is removed up to the numerical rank; the code goes on in a null space of arbitrary basis.",
         "Buffers are averaged and count in no norm; the code treats them as weights.",
         "With alpha = 1 all singular values are dominant in the text; as in the code only the diagonal is removed.",
     )
@@ -53,8 +51,8 @@ def opcm(
 ) -> nn.Module:
     """Return the models merged one after another by a :class:`SequentialMerger`; buffers as in the other methods.
 
-        >>> from torch import nn
-        >>> merged = opcm(nn.Linear(4, 2), [nn.Linear(4, 2), nn.Linear(4, 2)])
+    >>> from torch import nn
+    >>> merged = opcm(nn.Linear(4, 2), [nn.Linear(4, 2), nn.Linear(4, 2)])
     """
     merger = SequentialMerger(pretrained, alpha=alpha, heads=heads)
     buffers = visit(models, lambda _, model: merger.add(model), like=pretrained)
@@ -114,7 +112,7 @@ class SequentialMerger:
         """Give M the mean length of a task vector; nothing can give it to zero."""
         self.scale = length / self.mean_norm if length and self.mean_norm else 1.0
         for merged in self.vector.values():
-            merged /= self.scale
+            merged.div_(self.scale)
 
     def weights(self) -> Mapping[str, Tensor]:
         """Return θ₀ + M; θ₀ before the first model."""
@@ -136,13 +134,14 @@ def orthogonal_part(change: Tensor, merged: Tensor, alpha: float) -> Tensor:
         return change
     driver = "gesvd" if merged.is_cuda else None  # the accurate one
     left, values, right = torch.linalg.svd(merged, full_matrices=False, driver=driver)
-    coefficients = left.T @ change @ right.T
+    coefficients: Tensor = left.T @ change @ right.T
     rank = int((values > values[0] * max(merged.shape) * torch.finfo(values.dtype).eps).sum())
     r = dominant(values, alpha)
     removed = torch.zeros_like(coefficients)
     removed.diagonal()[:rank] = coefficients.diagonal()[:rank]
     removed[:r, :r] = coefficients[:r, :r]
-    return change - left @ removed @ right
+    part: Tensor = change - left @ removed @ right
+    return part
 
 
 def dominant(values: Tensor, alpha: float) -> int:

@@ -26,8 +26,8 @@ Aggregate = Literal["mean", "sum"]
 class Ties(Algorithm):
     """TIES merging; see :func:`ties`.
 
-    Scale 0.3, a share of 0.2 and the sum are FusionBench's settings for eight tasks. The paper's are the mean and, where
-    nothing is tuned, scale 1.
+    Scale 0.3, a share of 0.2 and the sum are FusionBench's settings for eight tasks. The paper's are the mean and,
+    where nothing is tuned, scale 1.
 
     Source: arXiv:2306.01708, prateeky2806/ties-merging.
     Deviations: see ``deviations``.
@@ -38,7 +38,7 @@ class Ties(Algorithm):
     needs = ("pretrained",)
     deviations = (
         "What agrees is added up, as in FusionBench, unless aggregate is mean, as in the paper.",
-        "A weight whose trimmed changes cancel exactly stays where it started; the code gives it the sign of the majority.",
+        "A weight whose trimmed changes cancel exactly stays where it was; the code gives it the sign of the majority.",
         "Exactly the top k changes of a task are kept; the code keeps one more.",
     )
 
@@ -46,7 +46,9 @@ class Ties(Algorithm):
     density: Annotated[float, Gt(0), Le(1)] = hyper(
         0.2, search=Linear(0.05, 0.5), help="share of each task vector that is kept, k"
     )
-    aggregate: Aggregate = hyper("sum", search=Choice(("mean", "sum")), help="what becomes of the changes that agree: their mean or their sum")
+    aggregate: Aggregate = hyper(
+        "sum", search=Choice(("mean", "sum")), help="what becomes of the changes that agree: their mean or their sum"
+    )
 
     def merge(self, models: Experts, calibration: Sequence[Sequence[Batch]], run: Run) -> nn.Module:
         return ties(start_of(models, self.name), models, heads=heads_of(run), **self.hyperparameters())
@@ -104,7 +106,7 @@ def ties(
     buffers = visit(models, merge, like=pretrained)
     if aggregate == "mean":
         for name, value in agreed.items():
-            value /= voters[name].clamp_min_(1.0)
+            value.div_(voters[name].clamp_min_(1.0))
     return with_values(models[0], moved(start, agreed, scale), buffers)
 
 

@@ -26,7 +26,9 @@ def difference(left, right):
     return max(float((one.double() - other.double()).abs().max()) for one, other in pairs)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-15), (torch.float32, 2e-7), (torch.bfloat16, 4e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-15), (torch.float32, 2e-7), (torch.bfloat16, 4e-3)]
+)
 @pytest.mark.parametrize("count", [2, 3, 8])
 def test_every_weight_is_the_mean_of_the_models(dtype, tolerance, count):
     models = [network(seed, dtype) for seed in range(count)]

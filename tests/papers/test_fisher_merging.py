@@ -224,7 +224,9 @@ def test_where_nobody_depends_on_a_weight_it_is_averaged_or_the_target_s_and_nev
     assert torch.equal(merged.first.weight, MODELS[0].first.weight)
 
 
-@pytest.mark.parametrize("options", [{}, {"favor_target": True}, {"favor_target": True, "coefficients": [0.0, 1.0, 1.0]}])
+@pytest.mark.parametrize(
+    "options", [{}, {"favor_target": True}, {"favor_target": True, "coefficients": [0.0, 1.0, 1.0]}]
+)
 def test_fishers_that_are_zero_everywhere_give_finite_weights(options):
     merged = fisher_merging(MODELS, given(*[constant(model, 0.0) for model in MODELS]), **options)
     assert all(bool(value.isfinite().all()) for value in merged.parameters())
@@ -259,7 +261,7 @@ ROLES = {name: Role.CLASSIFIER if name.startswith("head.") else Role.MLP for nam
 def test_the_plugin_takes_each_model_s_fisher_on_inputs_of_its_own_task():
     batches = [[{"inputs": drawn(4, 6, seed=10 * task + part)} for part in range(3)] for task in range(3)]
     algorithm = FisherMerging(examples=10, floor=1e-9)
-    experts = Experts(3, lambda index: Net(index))
+    experts = Experts(3, Net)
     merged = algorithm.merge(experts, batches, Run(seed=0, steps=1, roles=ROLES, algorithm=algorithm.name))
     heads = ["head.weight", "head.bias"]
 
@@ -277,7 +279,7 @@ def test_the_plugin_draws_classes_from_the_generators_of_the_run():
 
     def merge(seed):
         run = Run(seed=seed, steps=1, roles=ROLES, algorithm="fisher-merging")
-        return FisherMerging(samples=1).merge(Experts(3, lambda index: Net(index)), batches, run)
+        return FisherMerging(samples=1).merge(Experts(3, Net), batches, run)
 
     assert difference(merge(0), merge(0)) == 0.0
     assert difference(merge(0), merge(1)) > 0.0

@@ -1,7 +1,7 @@
 """OPCM: the sequential rule against a naive one with full bases, and the properties that the card lists.
 
-No package of the parity environment has it: FusionBench, which does, is a framework with a model pool and a configuration
-system around it. Instead its rule is written out below with complete singular bases, in fp64.
+No package of the parity environment has it: FusionBench, which does, is a framework with a model pool and a
+configuration system around it. Instead its rule is written out below with complete singular bases, in fp64.
 """
 
 from __future__ import annotations
@@ -222,13 +222,11 @@ def test_only_the_weights_of_linear_layers_are_projected():
     merger.add(MODELS[1])
     for name in before.keys() - merger.matrices:
         change = (MODELS[1].get_parameter(name) - START.get_parameter(name)).detach()
-        torch.testing.assert_close(
-            merger.vector[name] * merger.scale, scale * before[name] + change, rtol=0, atol=1e-6
-        )
+        torch.testing.assert_close(merger.vector[name] * merger.scale, scale * before[name] + change, rtol=0, atol=1e-6)
 
 
 def test_the_scale_grows_like_the_root_of_the_number_of_models_and_early_ones_do_not_fade():
-    # A sum that forgets λ halves what is there at every arrival: the first of eight would keep 1/64 of the last's share.
+    # A sum that forgets λ shrinks what is there at every arrival: the first of eight would keep 1/11 of the last.
     start = nn.Linear(48, 48, bias=False)
     changes = [drawn(48, 48, seed, torch.float32) for seed in range(8)]
     merger = SequentialMerger(start)

@@ -39,7 +39,9 @@ def seeded(seed):
 
 def perceptron(seed, width=12):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Linear(width, width + 3), nn.ReLU(), nn.Linear(width + 3, 4))
+    return nn.Sequential(
+        nn.Linear(6, width), nn.Tanh(), nn.Linear(width, width + 3), nn.ReLU(), nn.Linear(width + 3, 4)
+    )
 
 
 class Residual(nn.Module):
@@ -244,9 +246,7 @@ def test_scrambled_copies_of_one_model_all_come_together():
 def test_many_models_come_closer_to_their_mean():
     models = [perceptron(seed) for seed in range(5)]
     orders = aligned_orders(models, AXES, generator=seeded(0))
-    moved = [
-        with_values(m, reordered(weights_of(m), AXES, order)) for m, order in zip(models, orders, strict=True)
-    ]
+    moved = [with_values(m, reordered(weights_of(m), AXES, order)) for m, order in zip(models, orders, strict=True)]
     before, after = (sum(distance(one, other) for one in group for other in group) for group in (models, moved))
     assert after < 0.95 * before
     for model, other in zip(models, moved, strict=True):
