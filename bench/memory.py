@@ -27,7 +27,8 @@ PRECISIONS: tuple[tuple[Precision, str], ...] = (("bf16", "pure bf16"), ("fp32",
 class Estimate:
     """Bytes of one algorithm on one tier in one precision.
 
-    ``weights_bytes`` are the parameters and the buffers that an adaptation adds. ``gradients_bytes`` is what is alive at once: with updates inside the backward pass, the largest single gradient.
+    ``weights_bytes`` are the parameters and the buffers that an adaptation adds. ``gradients_bytes`` is what is alive
+    at once: with updates inside the backward pass, the largest single gradient.
     """
 
     precision: str

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import HIDDEN_MATRICES, Registry, Run
-from bench.algorithm import Algorithm, Batch
+from bench.algorithm import Algorithm, Batch, slots
 from bench.assembly import assemble
 from bench.errors import BenchError
 from bench.figures import new_figure, save
@@ -49,7 +49,11 @@ MOST_STATE_BYTES = 12 * 2**30
 STEPS = 10_000
 """A budget long enough that gaps which follow from it have their published lengths."""
 
-OPTIMIZERS = [name for name, entry in sorted(REGISTRY.algorithms.items()) if entry.track == "optimizer"]
+OPTIMIZERS = [
+    name
+    for name, entry in sorted(REGISTRY.algorithms.items())
+    if entry.track == "optimizer" and "optimizer" in slots(REGISTRY.algorithm_class(name))
+]
 
 
 # -- the packages ----------------------------------------------------------------------------------------------------

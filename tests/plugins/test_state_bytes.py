@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from bench import HIDDEN_MATRICES, Registry, Role, Run
+from bench.algorithm import slots
 from bench.assembly import Parts, assemble
 from bench.errors import SlotMismatch
 from bench.memory import estimate
@@ -28,7 +29,11 @@ from bench.workload import DataRequest, Limits, Workload
 
 REGISTRY = Registry()
 OURS = [name for name, entry in sorted(REGISTRY.algorithms.items()) if entry.target.startswith("bench.plugins.")]
-OPTIMIZERS = [name for name in OURS if REGISTRY.algorithms[name].track == "optimizer"]
+OPTIMIZERS = [
+    name
+    for name in OURS
+    if REGISTRY.algorithms[name].track == "optimizer" and "optimizer" in slots(REGISTRY.algorithm_class(name))
+]
 
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 both_precisions = pytest.mark.parametrize("precision", ["fp32", "bf16"])
