@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SEARCHING_ROUNDS = 3
 """Rounds over the models that begin at random orders too. The average of six digit networks (128 wide) is right on
-95.2% with one such round, on 95.4% with three and on 95.5% with random starts to the end, which takes four times as long."""
+95.2% with one such round, 95.4% with three and 95.5% with random starts to the end, which takes four times as long."""
 
 
 @dataclass(frozen=True, kw_only=True)
