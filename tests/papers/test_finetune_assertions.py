@@ -1,6 +1,8 @@
 """What the tiny fine-tuning workloads tell reliably about these plugins, with margins far above the noise of seeds.
 
 Learning rates are the best of a grid on the workload, unless a comparison is made at one rate. Each run is made once.
+
+That PiSSA is ahead of LoRA after fifty steps is not asserted: on this base it is not (docs/ft-tiny.md).
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ BEST = {
     "lora r1": ("lora", {"rank": 1, "lr": 3e-2}),
     "lora r4": ("lora", {"rank": 4, "lr": 1e-2}),
     "lora r16": ("lora", {"rank": 16, "lr": 1e-2}),
-    "pissa r4": ("pissa", {"rank": 4, "alpha": 8.0, "lr": 1.7e-2}),
     "miss r8": ("miss", {"rank": 8, "lr": 1e-2}),
     "svfit": ("svfit", {"lr": 2e-1}),
 }
@@ -89,11 +90,6 @@ def test_at_one_rate_and_alpha_high_ranks_help_rslora_and_not_lora(markov):
     assert loss["lora", 16] - loss["lora", 64] < 0.05
     assert loss["rslora", 16] - loss["rslora", 64] > 0.06
     assert loss["lora", 64] - loss["rslora", 64] > 0.1
-
-
-@pytest.mark.slow
-def test_pissa_is_ahead_of_lora_after_fifty_steps(markov):
-    assert markov("lora r4", step=50) - markov("pissa r4", step=50) > 0.03
 
 
 @pytest.mark.slow
