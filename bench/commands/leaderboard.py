@@ -123,7 +123,8 @@ def _line(row: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, str]:
         "group": str(row["group"]) if row["ranked"] else "",
         "algorithm": f"{row['algorithm']} {row['setting']}".rstrip(),
         "looks at": row["information"] or "",
-        "reached": f"{row['hits']}/{row['replicates']}{basis}",
+        "reached": f"{row['hits']}/{row['replicates']}{basis}" if shared["target"] is not None else "-",
+        "n": str(row["replicates"]) if shared["target"] is None else "",
         "steps": "-" if row["information"] else texts.with_interval(row, "steps_to_target", texts.steps_text),
         "time": texts.time_text(row["time_s"])
         if row["information"]

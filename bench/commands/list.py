@@ -26,6 +26,8 @@ def command(what: str, track: str | None, form: str) -> None:
     else:
         registry = Registry()
         rows = _plugins(registry, track) if what == "plugins" else _workloads(registry)
+        if form == "table" and what == "workloads":
+            rows = [row | {"tiers": _few(row["tiers"].split())} for row in rows]
         if form == "table" and len({row["package"] for row in rows}) == 1:
             rows = [{key: value for key, value in row.items() if key != "package"} for row in rows]
         show_table(rows, form, fold=["paper", "summary"])
@@ -59,6 +61,23 @@ def _workloads(registry: Registry) -> list[dict[str, str]]:
         }
         for entry in entries
     ]
+
+
+TIERS_WIDTH = 40
+"""The most characters that a table gives to the names of tiers; bench show NAME has all of them."""
+
+
+def _few(tiers: list[str]) -> str:
+    """Return the names of ``tiers``, those that do not fit counted."""
+    shown = len(tiers)
+    while shown > 1 and len(_counted(tiers, shown)) > TIERS_WIDTH:
+        shown -= 1
+    return _counted(tiers, shown)
+
+
+def _counted(tiers: list[str], shown: int) -> str:
+    left = len(tiers) - shown
+    return " ".join(tiers[:shown]) + (f" and {left} more" if left else "")
 
 
 def _protocols() -> list[dict[str, str]]:
