@@ -65,6 +65,8 @@ def _facts(evidence: Evidence, view: View) -> Block:
     shared, trials = view.board.shared, view.trials
     rules = evidence.protocols.get(shared["protocol_sha256"])
     goal = {"min": "at most", "max": "at least"}.get(shared.get("metric_direction") or "", "")
+    better = {"min": "less is better", "max": "more is better"}.get(shared.get("metric_direction") or "", "")
+    unit = "points" if trials["information"].notna().any() else "steps"
     target = f"{shared['metric']} {goal} {shortest(shared['target'])}" if known(shared["target"]) else "none is set"
     budgets = sorted(trials["budget_steps"].dropna().unique())
     labels = sorted(trials["data_label"].dropna().unique())
@@ -73,7 +75,8 @@ def _facts(evidence: Evidence, view: View) -> Block:
         ("Target", target),
         ("Precision", shared["precision"]),
         ("Device class", shared["device_class"]),
-        ("Budget", f"{listing([count(value) for value in budgets])} steps" if budgets else ""),
+        ("Metric", f"{shared['metric']}, {better}" if better else shared["metric"]),
+        ("Budget", f"{listing([count(value) for value in budgets])} {unit}" if budgets else ""),
         ("Ordered by", f"{shared['by']} to target" if shared["by"] in {"time", "steps"} else shared["by"]),
         ("Trials", count(len(trials))),
         ("Trust", listing(sorted(trials["trust_tier"].dropna().unique()))),
