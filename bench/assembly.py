@@ -71,8 +71,15 @@ def check_fit(algorithms: Sequence[Algorithm], workload: Workload) -> None:
         if lacking:
             raise SlotMismatch(
                 f"{algorithm.name!r} needs {', '.join(sorted(lacking))}, which tier {workload.tier_name!r} of "
-                f"{workload.name!r} does not offer"
+                f"{workload.name!r} does not offer",
+                hint=_where(workload, frozenset(algorithm.needs)),
             )
+
+
+def _where(workload: Workload, needs: frozenset[str]) -> str:
+    """Return which other tiers of the workload offer ``needs``; empty if none does."""
+    some = [name for name in workload.tiers if needs <= replace(workload, tier_name=name).offers]
+    return f"--tier {' or '.join(some[:3])} offers it" if some else ""
 
 
 def assemble(algorithms: Sequence[Algorithm], workload: TrainingWorkload, run: Run, model: nn.Module) -> Parts:
