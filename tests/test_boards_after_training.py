@@ -156,7 +156,7 @@ def test_what_fine_tuning_leaves_is_in_the_tables_where_it_was_measured():
     *_, cost = board_tables(only(table(*three(trial, "plain", 1.0, **facts))), "board", {})
     shown = {column.head: cost.rows[0].cells[column.key].text for column in cost.columns}
     assert shown["Adapter"] == "400.0 B"
-    assert shown["Forgetting"] == "0.25"
+    assert shown["Forgetting"] == "0.250"
     assert "Stored bytes" not in shown
 
 
