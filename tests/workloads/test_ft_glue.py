@@ -575,7 +575,7 @@ from bench import WorkloadEntry, hookimpl
 
 @hookimpl
 def bench_workloads():
-    return [WorkloadEntry(name="glue-short", target="bench_short.code:Short", tiers=("mrpc",), summary="short")]
+    return [WorkloadEntry(name="glue-short", target="bench_glue_short.code:Short", tiers=("mrpc",), summary="short")]
 """
 
 
@@ -583,13 +583,13 @@ def bench_workloads():
 def site(tmp_path, monkeypatch):
     """An installed package that offers the workload with a budget of six steps."""
     folder = tmp_path / "site"
-    facts = folder / "bench_short-1.0.dist-info"
-    (folder / "bench_short").mkdir(parents=True)
+    facts = folder / "bench_glue_short-1.0.dist-info"
+    (folder / "bench_glue_short").mkdir(parents=True)
     facts.mkdir()
-    (folder / "bench_short" / "__init__.py").write_text(LIGHT)
-    (folder / "bench_short" / "code.py").write_text(CODE)
-    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: bench-short\nVersion: 1.0\n")
-    (facts / "entry_points.txt").write_text("[bench]\nshort = bench_short\n")
+    (folder / "bench_glue_short" / "__init__.py").write_text(LIGHT)
+    (folder / "bench_glue_short" / "code.py").write_text(CODE)
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: bench-glue-short\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text("[bench]\nglue_short = bench_glue_short\n")
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("PYTHONPATH", str(folder))  # of the trial's process
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
