@@ -8,7 +8,7 @@ import click
 
 from bench.commands._options import format_option
 from bench.commands._print import bytes_text, show_table
-from bench.errors import BadValue
+from bench.errors import BadValue, SlotMismatch
 
 
 @click.command("memory")
@@ -29,12 +29,19 @@ def command(plugins: str, workload: str, tier: str | None, settings: tuple[str, 
         raise BadValue(f"--plugin {plugins!r} names no algorithm", hint="see: bench list")
     tiers = [tier] if tier is not None else list(registry.workload_class(workload).tiers)
     rows: list[dict[str, Any]] = []
+    left_out: dict[str, str] = {}
     for precision, label in PRECISIONS:
         for size in tiers:
             opened = open_workload(registry, workload, size)
             request = Request(plugins=names, workload=workload, settings=settings, reference=False)
             for name, algorithms in stacks(registry, request, opened).items():
-                found = estimate(algorithms, opened, precision)
+                try:
+                    found = estimate(algorithms, opened, precision)
+                except SlotMismatch as mismatch:
+                    if len(names) == 1:
+                        raise
+                    left_out[f"{size}, {name}"] = mismatch.message
+                    continue
                 rows.append(
                     {
                         "precision": label,
@@ -48,6 +55,8 @@ def command(plugins: str, workload: str, tier: str | None, settings: tuple[str, 
                         "total_bytes": found.total_bytes,
                     }
                 )
+    for what, why in left_out.items():
+        click.echo(f"left out: {what}: {why}", err=True)
     if form in {"json", "csv"}:
         show_table(rows, form)
         return
