@@ -16,6 +16,8 @@ from bench.figures.sizes import plane
 from bench.protocol import Protocol
 from bench.record import TRIALS
 from bench.report.board_tables import board_tables
+from bench.report.evidence import View
+from bench.report.last_metrics import last_metrics
 from bench.standings import standings
 
 RULES = Protocol(name="default", version="1.0", summary="", seeds=3, ranked=True)
@@ -262,3 +264,22 @@ def test_the_order_of_rows_never_shows():
         for one, each in ((trials, curves), (trials.iloc[::-1].reset_index(drop=True), mixed))
     ]
     assert told[0] == told[1]
+
+
+def view_of(trials):
+    return View(board=only(trials), trials=trials, label="squeeze tiny", anchor="board")
+
+
+def test_all_metrics_of_the_last_point_are_in_one_table_as_means():
+    found = [
+        *three(after, "plain", 1.0, metrics=[("accuracy_task_10", 0.5), ("accuracy_task_9", 0.25)]),
+        *three(after, "other", 2.0, metrics=[("accuracy_task_9", float("nan"))]),
+    ]
+    shown = last_metrics(view_of(table(*found)))
+    assert [column.head for column in shown.columns] == ["Metric", "plain"], "a column without a number is left out"
+    assert [row.cells["metric"].text for row in shown.rows] == ["accuracy_task_9", "accuracy_task_10"]
+    assert [row.cells["0"].value for row in shown.rows] == [0.25, 0.5]
+
+
+def test_where_something_was_trained_there_is_no_such_table():
+    assert last_metrics(view_of(table(*three(trial, "plain", 1.0, target=5.0)))) is None

@@ -26,7 +26,6 @@ UP = ("perplexity", "normalised_accuracy")
 
 _WORDS = {
     "perplexity": "perplexity",
-    "normalised_accuracy": "accuracy / that of the models before",
     "models": "merged models",
 }
 

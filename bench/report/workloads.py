@@ -10,6 +10,7 @@ from bench.errors import BenchError
 from bench.report.board_tables import board_tables
 from bench.report.document import Block, Facts, Notes, Piece, Section, Tabular, pieces, text
 from bench.report.evidence import Evidence, View
+from bench.report.last_metrics import last_metrics
 from bench.report.pictures import Drawer
 from bench.report.text import count, known, listing, plural, shortest, values_text
 
@@ -28,6 +29,8 @@ def _part(evidence: Evidence, draw: Drawer, view: View) -> Section:
     tables = board_tables(view.board, view.anchor, evidence.algorithm_anchors)
     blocks += [Tabular(table=shown) for shown in tables]
     blocks += draw.board(view)
+    if (metrics := last_metrics(view)) is not None:
+        blocks.append(Tabular(table=metrics))
     if view.board.notes:
         blocks.append(Notes(title="Notes", items=[pieces(note) for note in view.board.notes]))
     if others := _others(evidence, view):
