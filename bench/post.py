@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,14 +32,26 @@ class Post:
     clock: Clock
     model: nn.Module | None = None
 
-    def work(self, observe: Observer) -> None:
-        """Call the slots at every point of the tier until ``observe`` says stop."""
+    @cached_property
+    def _filled(self) -> dict[str, Algorithm]:
+        """Which algorithm fills each slot; without the first one there is nothing to examine."""
         filled = fill(self.algorithms, self.workload.slots)
         if self.workload.slots[0] not in filled:
             raise SlotMismatch(f"nothing fills the slot {self.workload.slots[0]} of {self.workload.name!r}")
+        return filled
+
+    def rehearse(self) -> None:
+        """Serve the first point once and throw the result away, so that no kernel is loaded or tuned on the clock."""
+        before = random_state()
+        other = Post(self.algorithms, self.workload, self.run, Clock(self.run.device))
+        other._serve(self.workload.points[0])
+        set_random_state(before)
+
+    def work(self, observe: Observer) -> None:
+        """Call the slots at every point of the tier until ``observe`` says stop."""
         history: list[Mapping[str, float]] = []
         for number, point in enumerate(self.workload.points, start=1):
-            self.model = self._serve(filled, point)
+            self.model = self._serve(point)
             with self.clock.set_aside("evaluation"):
                 metrics = self._examine(self.model, point, history)
             metrics = {**_asked(point), **metrics}
@@ -46,17 +59,17 @@ class Post:
             if observe(Evaluation(step=number, metrics=metrics, train_loss=None, learning_rate=0.0)):
                 return
 
-    def _serve(self, filled: Mapping[str, Algorithm], point: Point) -> nn.Module:
+    def _serve(self, point: Point) -> nn.Module:
         """Return what the slots make at ``point``; charged are the calibration data and the slots."""
         seed_random_state(derive_seed(self.run.seed, "global", str(point)))
         if isinstance(self.workload, CompressionWorkload):
-            return self._compress(self.workload, filled, point)
+            return self._compress(self.workload, point)
         assert isinstance(self.workload, MergingWorkload), f"{self.workload.name!r} is of no known kind"
-        return self._merge(self.workload, filled["merge"], point)
+        return self._merge(self.workload, point)
 
-    def _compress(self, workload: CompressionWorkload, filled: Mapping[str, Algorithm], point: Point) -> nn.Module:
+    def _compress(self, workload: CompressionWorkload, point: Point) -> nn.Module:
         result: nn.Module | None = None
-        for slot, algorithm in filled.items():
+        for slot, algorithm in self._filled.items():
             models = [self._model(), *([] if result is None else [result])]
             blocks = tuple(name for name, _ in models[0].named_modules() if re.fullmatch(workload.blocks, name))
             run = self._run(algorithm, point, models[0], blocks=blocks)
@@ -67,10 +80,11 @@ class Post:
                 result = call_slot(algorithm, slot, nn.Module, *models, seen, run)
             finally:
                 self.clock.pause()
-        assert result is not None, "work() refused a run without the first slot"
+        assert result is not None, "the first slot is filled"
         return result
 
-    def _merge(self, workload: MergingWorkload, algorithm: Algorithm, point: Point) -> nn.Module:
+    def _merge(self, workload: MergingWorkload, point: Point) -> nn.Module:
+        algorithm = self._filled["merge"]
         if point.count is None:
             raise SlotFault(f"a point of {workload.name!r} does not say how many models are merged")
         experts = workload.experts(self.run.seed, self.run.device, point.count)
@@ -92,10 +106,7 @@ class Post:
     def _run(self, algorithm: Algorithm, point: Point, model: nn.Module, **facts: Any) -> Run:
         roles = assign_roles((name for name, _ in model.named_parameters()), self.workload.roles)
         loss = self.workload.loss if algorithm.information == "labels" else None
-        generators: dict[str, torch.Generator] = {}
-        return replace(
-            self.run, algorithm=algorithm.name, roles=roles, loss=loss, point=point, generators=generators, **facts
-        )
+        return replace(self.run, algorithm=algorithm.name, roles=roles, loss=loss, point=point, generators={}, **facts)
 
     def _seen(self, algorithm: Algorithm, batches: Sequence[Batch]) -> Sequence[Batch]:
         """Return of the calibration data what ``algorithm`` says that it looks at, and nothing else."""
@@ -121,18 +132,9 @@ class Post:
 
 def _asked(point: Point) -> dict[str, float]:
     """Return what a point asks as metrics, so that curves can be drawn against it."""
-    pattern = None if point.pattern is None else point.pattern[0] / point.pattern[1]
     asked = {
-        "asked_kept_ratio": point.kept_ratio if point.pattern is None else pattern,
+        "asked_kept_ratio": point.kept_ratio if point.pattern is None else point.pattern[0] / point.pattern[1],
         "asked_rank": point.rank,
         "models": point.count,
     }
     return {name: float(value) for name, value in asked.items() if value is not None}
-
-
-def rehearse(post: Post) -> None:
-    """Serve the first point once and throw the result away, so that no kernel is loaded or tuned on the clock."""
-    before = random_state()
-    trial = Post(post.algorithms, post.workload, post.run, Clock(post.run.device))
-    trial._serve(fill(post.algorithms, post.workload.slots), post.workload.points[0])  # noqa: SLF001 - of its own kind
-    set_random_state(before)

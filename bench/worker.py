@@ -27,7 +27,7 @@ from bench.context import Run, derive_seed
 from bench.devices import detect
 from bench.errors import BadData, BenchError, BrokenPlugin, TrialBusy
 from bench.event_log import EventLog
-from bench.post import Post, rehearse
+from bench.post import Post
 from bench.probes import AllocatorPeaks, NvmlProbe
 from bench.recorder import Recorder, tell, vars_of
 from bench.registry import Registry
@@ -140,7 +140,7 @@ class Session:
             assert isinstance(workload, PostWorkload), f"{workload.name!r} is of no known kind"
             post = recorder.post = Post(algorithms, workload, run, clock)
             with clock.set_aside("warmup"), _uncounted(allocator):
-                rehearse(post)
+                post.rehearse()
         return cls(recorder, workload, start)
 
     def work(self) -> tuple[str, str]:

@@ -28,7 +28,7 @@ from bench.clock import Clock
 from bench.context import Run
 from bench.errors import BadData, BadValue, SlotFault, SlotMismatch
 from bench.memory import estimate
-from bench.post import Post, rehearse
+from bench.post import Post
 from bench.request import default_tier
 from bench.workload import DataRequest, Limits
 
@@ -229,6 +229,9 @@ def test_a_compensation_gets_the_dense_model_and_what_the_compressor_made():
 def test_without_a_compressor_there_is_nothing_to_compensate():
     with pytest.raises(SlotMismatch, match="nothing fills the slot compress"):
         work(Mend(), workload=Squeeze("branch"))
+    run = Run(seed=0, steps=1)
+    with pytest.raises(SlotMismatch, match="nothing fills the slot compress"):
+        Post([Mend()], Squeeze("branch"), run, Clock(run.device)).rehearse()
 
 
 def test_a_merge_gets_lazy_models_and_the_axes():
@@ -262,7 +265,7 @@ def test_a_rehearsal_charges_nothing_and_draws_nothing():
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    rehearse(post)
+    post.rehearse()
     assert torch.rand(1) == expected
     assert len(Keep.seen) == 1
     assert post.clock.total_s == 0

@@ -111,8 +111,8 @@ def _points(ids: Sequence[str] | pd.Series[str], curves: pd.DataFrame, across: s
     found = pd.DataFrame(
         {
             "step": ours["step"].to_numpy(),
-            "x": [real(each.get(across)) for each in values],
-            "y": [real(each.get(up)) for each in values],
+            "x": [text.real(each.get(across)) for each in values],
+            "y": [text.real(each.get(up)) for each in values],
         }
     )
     found = found[np.isfinite(found["x"]) & np.isfinite(found["y"])]
@@ -122,11 +122,6 @@ def _points(ids: Sequence[str] | pd.Series[str], curves: pd.DataFrame, across: s
     )
     ordered: pd.DataFrame = points.assign(x=grouped["x"].median()).sort_values("x")
     return ordered
-
-
-def real(value: object) -> float:
-    """Return a metric as a float; one that is missing is NaN."""
-    return float(value) if isinstance(value, (int, float)) else float("nan")
 
 
 def _scale(across: str, largest: Sequence[float]) -> tuple[float, str]:

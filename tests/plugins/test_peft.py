@@ -24,15 +24,15 @@ from bench.algorithm import slots
 from bench.checkpoint import read, restore, save
 from bench.errors import BadValue, SlotMismatch
 from bench.plugins import peft
-from bench.plugins.peft._adapter import (
+from bench.plugins.peft._base import FineTuning
+from bench.plugins.peft._svd import leading_triplets, randomized_triplets
+from bench.plugins.peft.adapters import (
     AdaptedLinear,
     adapted_linears,
     adapter_state_dict,
     load_adapter,
     merge_adapters,
 )
-from bench.plugins.peft._base import FineTuning
-from bench.plugins.peft._svd import leading_triplets, randomized_triplets
 from bench.plugins.peft.bone import BoneLinear
 from bench.plugins.peft.lora import LoraLinear
 from bench.plugins.peft.miss import MissLinear
@@ -301,7 +301,7 @@ import sys
 import torch
 from torch import nn
 from bench import Registry, Role, Run
-from bench.plugins.peft._adapter import load_adapter
+from bench.plugins.peft.adapters import load_adapter
 
 torch.set_num_threads(1)
 registry = Registry()
@@ -322,7 +322,7 @@ for name in sys.argv[2:]:
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(inputs), torch.tensor([0, 1, 2, 1, 0])).backward()
         optimizer.step()
-    from bench.plugins.peft._adapter import adapter_state_dict
+    from bench.plugins.peft.adapters import adapter_state_dict
     torch.save({"adapter": adapter_state_dict(model), "outputs": model(inputs)}, name)
 """
 
