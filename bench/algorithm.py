@@ -22,12 +22,19 @@ if TYPE_CHECKING:
     from bench.experts import Experts
 
 Batch = Mapping[str, "Tensor"]
+"""A batch of training data: tensors by key, the first axis of each being the examples."""
 NamedParameters = Iterable[tuple[str, "nn.Parameter"]]
+"""The trainable parameters with their names, as ``model.named_parameters()`` yields them."""
 Schedule = Callable[[int], float]
+"""What the slot ``schedule`` returns: from a step, counted from 0, to the factor of every learning rate."""
 Selector = Callable[[Batch, "nn.Module"], Batch]
+"""What the slot ``selector`` returns: from a batch and the model to the batch that is trained on."""
 Freezer = Callable[[int], None]
+"""What the slot ``freezer`` returns: called with each step before it is made."""
 Loss = Callable[["nn.Module", Batch], "Tensor"]
+"""The training loss of a model on a batch, a scalar tensor."""
 Learner = Callable[[Batch], "Tensor"]
+"""What the slot ``learner`` returns: makes a whole step with a batch and returns its loss."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,8 +14,16 @@ from torch.optim import Optimizer
 from bench.algorithm import TRAINING_SLOTS, Algorithm, Batch, Freezer, Learner, Schedule, Selector, slots
 from bench.context import Run, adapted_roles, autocast
 from bench.errors import BenchError, SlotFault, SlotMismatch
+from bench.guards import draws, settings
+from bench.guards.fence import FENCE
+from bench.guards.opaque import Opaque
+from bench.guards.threads import thread_count
+from bench.guards.watch import Watch
 from bench.roles import assign_roles
 from bench.workload import TrainingWorkload, Workload
+
+DRAWS_NOTHING = frozenset({"freezer", "schedule", "optimizer"})
+"""What runs no forward pass, and so has no business with the global random generators."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +32,7 @@ class Parts:
 
     ``base_rates`` are the groups' learning rates before scheduling; ``owners`` names the algorithm behind each slot;
     ``base_buffers`` are the identities of the buffers that the model had before it was adapted, ``None`` where nothing
-    adapted it.
+    adapted it; ``watch`` looks over the process at every evaluation.
     """
 
     run: Run
@@ -39,10 +48,31 @@ class Parts:
     generators: Mapping[str, Mapping[str, torch.Generator]]
     owners: Mapping[str, str]
     base_buffers: frozenset[int] | None
+    watch: Watch
 
     def call(self, slot: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call what ``slot`` returned; whatever it raises becomes a fault that names algorithm and slot."""
-        return guarded(self.owners.get(slot, "default"), slot, function, *arguments)
+        owner = self.owners.get(slot, "default")
+        if slot not in DRAWS_NOTHING or (slot == "optimizer" and self.closure):
+            return guarded(owner, slot, function, *arguments)
+        before = draws.read(self.run.device)
+        result = guarded(owner, slot, function, *arguments)
+        draws.check(before, self.run.device, self.label(slot))
+        return result
+
+    @cached_property
+    def owner(self) -> str:
+        """The algorithms that take part, the one under test first."""
+        return " with ".join(self.generators)
+
+    @cached_property
+    def in_passes(self) -> str:
+        """Who answers for what happens in a forward or backward pass, where hooks and layers of algorithms run."""
+        return f"{self.owner}, in forward or backward,"
+
+    def label(self, slot: str) -> str:
+        """Return who answers for a call of ``slot``."""
+        return f"{self.owners.get(slot, 'default')}.{slot}"
 
     def stateful(self) -> dict[str, Any]:
         """Return those parts, besides model and optimizer, that carry a state of their own."""
@@ -82,17 +112,26 @@ def _where(workload: Workload, needs: frozenset[str]) -> str:
     return f"--tier {' or '.join(some[:3])} offers it" if some else ""
 
 
-def assemble(algorithms: Sequence[Algorithm], workload: TrainingWorkload, run: Run, model: nn.Module) -> Parts:
-    """Call the slots, once each, and check what they return. The clock is the caller's."""
+def assemble(
+    algorithms: Sequence[Algorithm],
+    workload: TrainingWorkload,
+    run: Run,
+    model: nn.Module,
+    watch: Watch | None = None,
+) -> Parts:
+    """Call the slots, once each, and check what they return. Clock and ``watch`` are the caller's."""
     filled = fill(algorithms, workload.slots)
-    generators: dict[str, dict[str, torch.Generator]] = {algorithm.name: {} for algorithm in filled.values()}
+    taking_part = {algorithm.name for algorithm in filled.values()}
+    generators: dict[str, dict[str, torch.Generator]] = {one.name: {} for one in algorithms if one.name in taking_part}
 
     def own(algorithm: Algorithm) -> Run:
         return replace(run, algorithm=algorithm.name, generators=generators[algorithm.name], loss=loss)
 
-    def loss(trained: nn.Module, batch: Batch) -> Tensor:
+    def of_batch(trained: nn.Module, batch: Batch) -> Tensor:
         with autocast(run):
             return workload.loss(trained, batch)
+
+    loss = Opaque(of_batch)
 
     def call(slot: str, kind: type | None, *arguments: Any) -> Any:
         if slot not in filled:
@@ -126,17 +165,30 @@ def assemble(algorithms: Sequence[Algorithm], workload: TrainingWorkload, run: R
         generators=generators,
         owners={slot: algorithm.name for slot, algorithm in filled.items()},
         base_buffers=buffers if "adapt" in filled else None,
+        watch=watch or Watch(),
     )
 
 
 def guarded(owner: str, slot: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call ``function``; whatever it raises becomes a fault that names the algorithm and its slot."""
+    """Call ``function``; whatever it raises becomes a fault that names the algorithm and its slot.
+
+    What torch is set to must be the same afterwards, and nothing out of bounds may have been reached for.
+    """
+    before, outside, alive = settings.read(), FENCE.who, thread_count()
+    FENCE.who = who = f"{owner}.{slot}"
     try:
-        return function(*arguments)
+        result = function(*arguments)
     except (Exception, SystemExit) as error:
         if isinstance(error, BenchError) or is_out_of_memory(error):
             raise
-        raise SlotFault(f"{owner}.{slot} raised {type(error).__name__}: {error}") from error
+        raise SlotFault(f"{who} raised {type(error).__name__}: {error}") from error
+    finally:
+        FENCE.who = outside
+    FENCE.check()
+    settings.check(before, who)
+    if thread_count() > alive:  # an evaluation finds out whether it lives on
+        FENCE.started.append(who)
+    return result
 
 
 def is_out_of_memory(error: BaseException) -> bool:

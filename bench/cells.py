@@ -74,7 +74,7 @@ def moments(group: Numbers, values: Reals, size: int, *, whole: bool = False) ->
     n = np.bincount(group, minlength=size).astype(np.float64)
     first = np.zeros(size)
     first[group[::-1]] = values[::-1]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         shift = np.bincount(group, weights=values - first[group], minlength=size) / n
         mean = first + shift
         squares = np.bincount(group, weights=(values - mean[group]) ** 2, minlength=size)

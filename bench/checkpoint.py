@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +12,14 @@ import torch
 
 from bench.assembly import Parts
 from bench.errors import BadStore
+from bench.files import archive_fault, replacing, writing
 
 
 def save(path: Path, parts: Parts, progress: Mapping[str, Any]) -> None:
-    """Write a checkpoint atomically; ``progress`` is the caller's own state (step, clock, calibration)."""
+    """Write a checkpoint atomically; ``progress`` is the caller's own state (step, clock, calibration).
+
+    Where it cannot be written, :class:`~bench.errors.CannotWrite` is raised and the checkpoint before is whole.
+    """
     content = {
         "progress": dict(progress),
         "model": parts.model.state_dict(),
@@ -30,15 +33,17 @@ def save(path: Path, parts: Parts, progress: Mapping[str, Any]) -> None:
         "random": random_state(),
     }
     temporary = path.with_suffix(".tmp")
-    torch.save(content, temporary)
-    temporary.replace(path)
+    with writing(path), replacing(temporary, path), temporary.open("wb") as file:
+        torch.save(content, file)  # into a file of Python's, whose errors say what the system said
 
 
 def read(path: Path) -> dict[str, Any]:
     """Return the content of a checkpoint, tensors on the CPU; one that cannot be read raises ``BadStore``."""
+    if fault := archive_fault(path):
+        raise BadStore(f"the checkpoint of this trial cannot be read: {fault}")
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # noqa: BLE001 - what a damaged file makes the library raise is no closed set
         raise BadStore(f"the checkpoint of this trial cannot be read: {type(error).__name__}") from error
     return content
 

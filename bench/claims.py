@@ -8,18 +8,18 @@ it, so a third party's package brings its claims as ours do. Loading imports nei
 
 from __future__ import annotations
 
-import importlib.util
 import reprlib
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
+from importlib.util import module_from_spec
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from bench.errors import BrokenPlugin
-from bench.registry import Broken, Registry
+from bench.registry import Broken, Registry, locate
 
 Metric = Literal["time_to_target", "steps_to_target", "memory", "optimizer_state", "energy", "quality"]
 Direction = Literal["lower", "higher"]
@@ -131,14 +131,22 @@ def _load(registry: Registry) -> tuple[list[Claim], list[Broken]]:
 
 
 def _resource(module: str) -> Traversable | None:
-    """Return the claims file of ``module``, if there is one; a module outside any package has none."""
+    return resource(module, SUFFIX)
+
+
+def resource(module: str, suffix: str) -> Traversable | None:
+    """Return the file beside ``module`` that has its name and ``suffix``, if there is one, without importing it.
+
+    A module outside any package has none.
+    """
     package, _, name = module.rpartition(".")
-    found = importlib.util.find_spec(module)
+    found = locate(module)
     if found is not None and found.submodule_search_locations is not None:
         package = module
-    if not package:
+    spec = locate(package) if package else None
+    if spec is None:
         return None
-    file = resources.files(package).joinpath(f"{name}{SUFFIX}")
+    file = resources.files(module_from_spec(spec)).joinpath(f"{name}{suffix}")
     return file if file.is_file() else None
 
 
@@ -156,6 +164,8 @@ def read_claims(content: bytes, file: str, algorithms: Sequence[str], registry: 
     for key in data:
         if key != "claim":
             raise BrokenPlugin(f"{file}: unknown key {key!r}; the only one is 'claim', an array of tables: [[claim]]")
+    if not data and content.strip():  # comments alone say so on purpose; an empty file may have lost its claims
+        return []
     raw = data.get("claim")
     if not isinstance(raw, list) or not raw or not all(isinstance(item, dict) for item in raw):
         raise BrokenPlugin(f"{file}: claim is {_shown(raw)}; it must be one or more tables: [[claim]]")

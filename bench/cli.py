@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import keyword
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 
 import click
 
-from bench.errors import BenchError
+from bench.commands._print import echo
+from bench.errors import BadValue, BenchError
+from bench.files import FULL
 
 VERBS = {
     "run": "train a workload with an algorithm and record what it took",
@@ -24,10 +28,16 @@ VERBS = {
     "report": "write everything that is recorded as one page",
     "import": "import public results of others into a folder of their own",
     "memory": "estimate weights, gradients and states of any tier",
+    "check": "check a plugin: does it keep the rules, what is it like, what does it cost",
     "doctor": "check this machine, the plugins and the results",
+    "repair": "put a damaged results folder in order",
+    "new-plugin": "write a package for an algorithm of one's own",
+    "pack": "pack what was measured of an algorithm into one file for others",
+    "verify": "check such a file without running anything of it",
+    "reproduce": "run chosen trials of such a file again and compare",
     "worker": "run one trial from its trial.json (what executors start)",
 }
-"""The verbs with one line of help each; ``bench.commands.<verb>`` holds the command."""
+"""The verbs with one line of help each; ``bench.commands.<verb>`` holds the command (see :func:`_module`)."""
 
 EXIT_DONE, EXIT_TRIAL_FAILED, EXIT_USER, EXIT_INTERNAL, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -43,8 +53,7 @@ class Verbs(click.Group):
         """Import the command ``cmd_name``."""
         if cmd_name not in VERBS:
             return None
-        module = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
-        command: click.Command = importlib.import_module(f"bench.commands.{module}").command
+        command: click.Command = importlib.import_module(f"bench.commands.{_module(cmd_name)}").command
         debug = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show a traceback for every error.")
         if not any(parameter.name == "debug" for parameter in command.params):
             command.params.append(debug)
@@ -66,6 +75,12 @@ class Verbs(click.Group):
             formatter.write_dl(list(VERBS.items()))
 
 
+def _module(verb: str) -> str:
+    """Return the name of the module of ``verb``: with underscores, and one behind a word of Python."""
+    name = verb.replace("-", "_")
+    return f"{name}_" if keyword.iskeyword(name) else name
+
+
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="bench-training", prog_name="bench")
 def cli() -> None:
@@ -82,7 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Greek letters shows question marks
     try:
+        _check_characters(arguments)
         code = cli.main(arguments, prog_name="bench", standalone_mode=False)
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()  # while what goes wrong can still be told
     except SystemExit as error:
         if error.code != 1:
             raise
@@ -91,8 +109,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in arguments:
             traceback.print_exc()
         code, message = _explain(error)
-        click.echo(f"Error: {message}", err=True)
+        with contextlib.suppress(OSError):
+            echo(f"Error: {message}", err=True)
     return int(code or EXIT_DONE)
+
+
+def _check_characters(arguments: Sequence[str]) -> None:
+    """Refuse what no shell can pass on and no file can be called, so that no other place has to."""
+    for argument in arguments:
+        try:
+            sound = b"\0" not in os.fsencode(argument)
+        except UnicodeEncodeError:
+            sound = False
+        if not sound:
+            raise BadValue(f"the argument {argument!r:.80} holds what is no character, or a null character")
 
 
 def _explain(error: BaseException) -> tuple[int, str]:
@@ -104,7 +134,17 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, click.ClickException):
         where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "bench"
         return EXIT_USER, f"{error.format_message()}\n\nHint: {where} --help"
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in FULL):
+        return EXIT_USER, _explain_system(error)
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return EXIT_INTERRUPTED, "interrupted; give the same command again to go on"
     hint = "run it again with --debug and report the traceback"
     return EXIT_INTERNAL, f"internal error: {type(error).__name__}: {error}\n\nHint: {hint}"
+
+
+def _explain_system(error: OSError) -> str:
+    """Return the message for a path that somebody named, or for output that found no space."""
+    if error.filename is not None:
+        return f"cannot use {str(error.filename)!r}: {error.strerror}\n\nHint: see that it is there and yours"
+    sys.stdout = io.StringIO()  # what the old one still holds would be tried again, and told again, at the end
+    return f"cannot write what there is to say: {error.strerror}\n\nHint: see where the output goes"

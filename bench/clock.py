@@ -14,6 +14,9 @@ from typing import Any, Protocol
 
 import torch
 
+from bench.errors import GuardTripped
+from bench.guards.witness import Witness
+
 SECTIONS = ("setup", "data", "gradient", "step", "finish")
 """What is charged: slots called before training; waiting for batches and the selector; forward and backward; optimizer,
 freezer and schedule; what makes the model ready for an evaluation."""
@@ -40,6 +43,7 @@ class Clock:
         self.seconds: dict[str, float] = dict.fromkeys(SECTIONS, 0.0)
         self.aside: dict[str, float] = dict.fromkeys(ASIDE, 0.0)
         self.cpu_s = 0.0
+        self.witness = Witness()
         self._device = device
         self._windows = windows
         self._laps: list[tuple[str, Any]] = []
@@ -63,6 +67,7 @@ class Clock:
         for window in self._windows:
             window.resume()
         self._cpu_start = time.process_time()
+        self.witness.start()
         self._laps.append((section, self._stamp()))
 
     def enter(self, section: str) -> None:
@@ -72,17 +77,24 @@ class Clock:
         self._laps.append((section, self._stamp()))
 
     def pause(self) -> None:
-        """Synchronise the device, stop, and add up the laps."""
+        """Synchronise the device, stop, and add up the laps; one that goes backwards is refused."""
         assert self.running, "the clock does not run"
         end = self._stamp()
         self._synchronise()
+        self.witness.stop()
         self.cpu_s += time.process_time() - self._cpu_start
         for window in self._windows:
             window.pause()
         stamps = [stamp for _, stamp in self._laps] + [end]
-        for (section, start), stop in zip(self._laps, stamps[1:], strict=True):
-            self.seconds[section] += self._between(start, stop)
+        laps = [
+            (section, self._between(start, stop)) for (section, start), stop in zip(self._laps, stamps[1:], strict=True)
+        ]
         self._laps.clear()
+        for section, seconds in laps:
+            if seconds < 0:
+                raise GuardTripped(f"the clock went backwards, by {-seconds:g} s in {section!r}: somebody changed it")
+            self.seconds[section] += seconds
+        self.witness.charge(sum(seconds for _, seconds in laps))
 
     @contextmanager
     def charge(self, section: str) -> Iterator[None]:
@@ -114,13 +126,15 @@ class Clock:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs."""
-        return {"seconds": dict(self.seconds), "aside": dict(self.aside), "cpu_s": self.cpu_s}
+        state = {"seconds": dict(self.seconds), "aside": dict(self.aside), "cpu_s": self.cpu_s}
+        return state | {"jumps": list(self.witness.jumps)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state``."""
         self.seconds = dict(state["seconds"])
         self.aside = dict(state["aside"])
         self.cpu_s = float(state["cpu_s"])
+        self.witness.jumps = list(state["jumps"])
 
     # -- the two kinds of device ----------------------------------------------------------------------------------
     def _synchronise(self) -> None:

@@ -5,9 +5,12 @@ BenchError            base: printed as one message, exit code 2
 ├── BadValue          a value outside its domain (also a ``ValueError``)
 ├── BadData           a data set that is missing, corrupt or out of reach
 ├── BadStore          a results folder that is foreign, unreadable or of a newer schema
+│   └── CannotWrite   one that cannot be written now: no space, read-only, no permission, gone
+├── BadBundle         a bundle that cannot be made, or a file that is none or is not safe to read
 ├── BrokenPlugin      a plugin that does not import, or whose entry is wrong
 ├── SlotMismatch      a plugin that fills no slot that this workload has
 ├── SlotFault         a slot that raised, or returned the wrong thing; the trial's outcome is ``error``
+├── GuardTripped      code of an algorithm that changed or reached for what it must not; outcome ``error`` as well
 └── TrialBusy         another process runs this very trial at the moment
 
 Every message says what was wrong with its value and type and what is allowed; the hint says what to do.
@@ -56,6 +59,14 @@ class BadStore(BenchError):
     """A results folder that is foreign, unreadable or written by a newer schema."""
 
 
+class CannotWrite(BadStore):
+    """A results folder that cannot be written at the moment: no space left, read-only, no permission, or gone."""
+
+
+class BadBundle(BenchError):
+    """A bundle that cannot be made, or a file that is no bundle or is not safe to read."""
+
+
 class BrokenPlugin(BenchError):
     """A plugin that does not import, or whose entry names something else than it provides."""
 
@@ -66,6 +77,10 @@ class SlotMismatch(BenchError):
 
 class SlotFault(BenchError):
     """A slot that raised or returned the wrong thing; ends its trial with the outcome ``error``."""
+
+
+class GuardTripped(BenchError):
+    """Code of an algorithm changed or reached for what it must not; ends its trial with the outcome ``error``."""
 
 
 class TrialBusy(BenchError):

@@ -28,6 +28,13 @@ class Experts(Sequence["nn.Module"]):
         """The common start, built anew; ``None`` if there is none."""
         return None if self._pretrained is None else self._pretrained()
 
+    def behind(self, wrap: Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]) -> Experts:
+        """Return the same models, built by functions of which ``wrap`` returns what may be seen."""
+        pretrained = None if self._pretrained is None else wrap(self._pretrained)
+        hidden = Experts(0, wrap(self._build), pretrained)
+        hidden._numbers = self._numbers
+        return hidden
+
     def __len__(self) -> int:
         return len(self._numbers)
 

@@ -15,6 +15,9 @@ from bench.checkpoint import random_state, set_random_state
 from bench.clock import Clock
 from bench.context import autocast
 from bench.errors import SlotFault
+from bench.guards.fence import FENCE
+from bench.guards.opaque import Opaque
+from bench.guards.tensors import BatchMarks, TrainingMarks
 from bench.workload import TrainingWorkload
 
 
@@ -69,25 +72,34 @@ def train(parts: Parts, workload: TrainingWorkload, clock: Clock, observe: Obser
 def take_step(parts: Parts, workload: TrainingWorkload, clock: Clock, batches: Iterator[Batch], step: int) -> Tensor:
     """Do one step and return its training loss, on the device, without waiting for it."""
     clock.enter("data")
-    batch = next(batches)
+    batch = parts.watch.workload(next, batches)
+    marks = BatchMarks(batch)
     if parts.select is not None:
-        batch = parts.call("selector", parts.select, batch, parts.model)
+        batch = _call(parts, marks, "selector", parts.select, batch, parts.model)
         if not isinstance(batch, Mapping):
             raise SlotFault(f"{parts.owners['selector']}.selector returned {type(batch).__name__}, which is no batch")
     clock.enter("step")
     if parts.freeze is not None:
-        parts.call("freezer", parts.freeze, step)
-    factor = parts.call("schedule", lambda: float(parts.schedule(step)))
+        _call(parts, marks, "freezer", parts.freeze, step)
+    factor = _call(parts, marks, "schedule", lambda: float(parts.schedule(step)))
     for group, rate in zip(parts.optimizer.param_groups, parts.base_rates, strict=True):
         group["lr"] = rate * factor
     if parts.learn is not None:
-        return _scalar(parts, "learner", parts.call("learner", parts.learn, batch))
+        return _scalar(parts, "learner", _call(parts, marks, "learner", parts.learn, batch))
     gradient = _closure(parts, workload, clock, batch)
     if parts.closure:
-        return _scalar(parts, "optimizer", parts.call("optimizer", parts.optimizer.step, gradient))
+        return _scalar(parts, "optimizer", _call(parts, marks, "optimizer", parts.optimizer.step, Opaque(gradient)))
     loss = gradient()
-    parts.call("optimizer", parts.optimizer.step)
+    marks.check(parts.in_passes)
+    _call(parts, marks, "optimizer", parts.optimizer.step)
     return loss
+
+
+def _call(parts: Parts, marks: BatchMarks, slot: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call what ``slot`` returned, which must leave the batch of the step as it is."""
+    result = parts.call(slot, function, *arguments)
+    marks.check(parts.label(slot))
+    return result
 
 
 def _closure(parts: Parts, workload: TrainingWorkload, clock: Clock, batch: Batch) -> Callable[[], Tensor]:
@@ -95,7 +107,7 @@ def _closure(parts: Parts, workload: TrainingWorkload, clock: Clock, batch: Batc
 
     def gradient() -> Tensor:
         clock.enter("gradient")
-        with torch.enable_grad():
+        with FENCE.around(parts.in_passes), torch.enable_grad():
             parts.optimizer.zero_grad(set_to_none=True)
             micro_batches = split(batch, workload.tier.micro_batch_size)
             total: Tensor | None = None
@@ -127,26 +139,29 @@ def _evaluate(parts: Parts, workload: TrainingWorkload, clock: Clock) -> dict[st
     """Evaluate with the clock paused; what makes the model ready for it is charged to ``finish``."""
     if not clock.running:
         clock.resume("finish")
-    _switch(parts.optimizer, "eval")
+    _switch(parts, "eval")
     model = parts.finish(parts.model) if parts.finish is not None else parts.model
     clock.pause()
+    parts.watch.look()
+    marks = TrainingMarks(parts.model, parts.optimizer)
     before, training = random_state(), [module for module in model.modules() if module.training]
     model.eval()
     with clock.set_aside("evaluation"), torch.no_grad(), autocast(parts.run):
         metrics = workload.evaluate(model, parts.run.device)
+    marks.check(parts.owner)
     for module in training:  # one by one: an algorithm may keep some of them in evaluation mode
         module.training = True
     set_random_state(before)
     with clock.charge("finish"):
-        _switch(parts.optimizer, "train")
+        _switch(parts, "train")
     return metrics
 
 
-def _switch(optimizer: Any, mode: str) -> None:
+def _switch(parts: Parts, mode: str) -> None:
     """Call ``optimizer.train()`` or ``.eval()`` where the optimizer has one (schedule-free methods)."""
-    switch = getattr(optimizer, mode, None)
+    switch = getattr(parts.optimizer, mode, None)
     if callable(switch):
-        switch()
+        parts.call("optimizer", switch)
 
 
 def _scalar(parts: Parts, slot: str, value: Any) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,9 @@ from bench.checkpoint import random_state, seed_random_state, set_random_state
 from bench.clock import Clock
 from bench.context import Run, derive_seed
 from bench.errors import SlotFault, SlotMismatch
+from bench.guards.opaque import Opaque
+from bench.guards.tensors import TrainingMarks
+from bench.guards.watch import Watch
 from bench.loop import Evaluation, Observer
 from bench.roles import assign_roles
 
@@ -31,6 +34,7 @@ class Post:
     run: Run
     clock: Clock
     model: nn.Module | None = None
+    watch: Watch = field(default_factory=Watch)
 
     @cached_property
     def _filled(self) -> dict[str, Algorithm]:
@@ -52,6 +56,7 @@ class Post:
         history: list[Mapping[str, float]] = []
         for number, point in enumerate(self.workload.points, start=1):
             self.model = self._serve(point)
+            self.watch.look()
             with self.clock.set_aside("evaluation"):
                 metrics = self._examine(self.model, point, history)
             metrics = {**_asked(point), **metrics}
@@ -88,6 +93,7 @@ class Post:
         if point.count is None:
             raise SlotFault(f"a point of {workload.name!r} does not say how many models are merged")
         experts = workload.experts(self.run.seed, self.run.device, point.count)
+        experts = experts.behind(lambda build: Opaque(build, lifted=True))
         run = self._run(algorithm, point, self._model(), axes=workload.axes)
         self.clock.resume("data")
         try:
@@ -105,7 +111,7 @@ class Post:
 
     def _run(self, algorithm: Algorithm, point: Point, model: nn.Module, **facts: Any) -> Run:
         roles = assign_roles((name for name, _ in model.named_parameters()), self.workload.roles)
-        loss = self.workload.loss if algorithm.information == "labels" else None
+        loss = Opaque(self.workload.loss) if algorithm.information == "labels" else None
         return replace(self.run, algorithm=algorithm.name, roles=roles, loss=loss, point=point, generators={}, **facts)
 
     def _seen(self, algorithm: Algorithm, batches: Sequence[Batch]) -> Sequence[Batch]:
@@ -125,7 +131,9 @@ class Post:
         before = random_state()
         model.eval()
         with torch.no_grad():
+            marks = TrainingMarks(model, None)
             metrics = self.workload.examine(model, point, history, self.run.device, self.run.seed)
+            marks.check(" with ".join(sorted({algorithm.name for algorithm in self._filled.values()})))
         set_random_state(before)
         return metrics
 

@@ -108,15 +108,37 @@ class Protocol:
 
     @classmethod
     def read(cls, rules: Mapping[str, Any]) -> Protocol:
-        """Return the protocol whose :meth:`rules` these are; unknown ones raise ``BadValue``."""
+        """Return the protocol whose :meth:`rules` these are; others raise ``BadValue``."""
+        if not isinstance(rules, Mapping):
+            raise BadValue(f"the rules of a protocol are {rules!r:.40} ({type(rules).__name__}); they must be a table")
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(rules) - known):
             raise BadValue(f"a protocol has no rule {', '.join(unknown)}", hint=f"known: {', '.join(sorted(known))}")
-        points = tuple(tuple(tuple(map(float, point)) for point in study) for study in rules.get("points", ()))
+        for name, value in rules.items():
+            _check_type(name, value)
         try:
+            points = tuple(tuple(tuple(map(float, point)) for point in study) for study in rules.get("points", ()))
             return cls(**{**rules, "points": points})
-        except TypeError as error:
-            raise BadValue(f"a protocol lacks rules: {error}") from None
+        except BadValue:
+            raise
+        except (TypeError, ValueError, OverflowError) as error:
+            raise BadValue(f"these are not the rules of a protocol: {error}") from None
+
+
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("studies", "seeds", "reruns"), (int,)),
+    **dict.fromkeys(("ranked", "stop_at_target"), (bool,)),
+    **dict.fromkeys(("budget_factor", "confidence"), (float, int)),
+    "points": (list, tuple),
+}
+"""The types of the rules; those that are not named here are texts."""
+
+
+def _check_type(name: str, value: Any) -> None:
+    kinds = _KINDS.get(name, (str,))
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise BadValue(f"a protocol's {name} is {value!r:.40} ({type(value).__name__}); it must be {wanted}")
 
 
 def protocols() -> Mapping[str, Protocol]:

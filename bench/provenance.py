@@ -72,8 +72,12 @@ def now() -> str:
 
 
 def command_line(argv: Sequence[str] | None = None) -> str:
-    """Return a command as it can be given again: ``bench`` for the program, arguments as typed."""
-    return shlex.join(["bench", *(sys.argv if argv is None else argv)[1:]])
+    """Return a command as it can be given again: ``bench`` for the program, arguments as typed.
+
+    Bytes of a path that are no text become backslash escapes, since a record holds texts.
+    """
+    typed = shlex.join(["bench", *(sys.argv if argv is None else argv)[1:]])
+    return typed.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

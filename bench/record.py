@@ -126,6 +126,24 @@ PROVENANCE = (
     ("cuda_version", _TEXT),
 )
 
+_ELSEWHERE = {"trust_tier", "attempts", "finished_at", "command_line"}
+FACTS = (
+    *(column for column in IDENTITY if column[0] in {"device_listed", "information", "base_sha256"}),
+    *(column for column in RESULT if column[0] in {"metric", "metric_direction", "target", "budget_steps", "budget_s"}),
+    *(column for column in PROVENANCE if column[0] not in _ELSEWHERE),
+)
+"""The columns that the worker's facts fill: what a log says beside them, such as another identity, changes nothing."""
+
+NOT_FINITE = ("nan", "inf", "-inf")
+"""The texts as which numbers that are not finite travel, since JSON has none."""
+
+_MAY_LACK = {"origin", "device_listed", "reference", "is_reference", "information", "base_sha256"}
+REQUIRED = {
+    "trials": (*(name for name, _ in IDENTITY if name not in _MAY_LACK), "outcome"),
+    "curves": ("trial_id", "step"),
+}
+"""The columns of each table that are null in no row."""
+
 SINCE_2 = {"origin": None, "phase": "measure", "reference": None, "is_reference": None, "evaluations_to_target": None}
 """The columns that schema version 2 added, with what a row of version 1 has in them."""
 
@@ -206,7 +224,8 @@ _OPEN = {"outcome": "interrupted", "outcome_reason": "the worker ended without a
 def trial_row(trial: Trial, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Derive the row of ``trials`` from the events of ``trial``; a log without an end counts as interrupted."""
     row: dict[str, Any] = dict.fromkeys(TRIALS.names)
-    row |= identity_columns(trial) | {"schema_version": SCHEMA_VERSION, "trust_tier": "self-reported"}
+    row |= identity_columns(trial) | {"schema_version": SCHEMA_VERSION}
+    row["trust_tier"] = "self-reported" if trial.reproduces is None else "reproduced"
     rows, attempts, judged_from = evaluations(events), 0, 0
     row |= _OPEN
     for event in events:
@@ -216,7 +235,7 @@ def trial_row(trial: Trial, events: Sequence[Mapping[str, Any]]) -> dict[str, An
             if not event["resumed"]:  # nothing of the attempt before counts
                 row |= dict.fromkeys(name for name, _ in COST)
             started_at = row["started_at"]
-            row |= _known(event["facts"])
+            row |= _known(event["facts"], FACTS)
             judged_from = event["facts"].get("judged_from_step", 0)
             row["started_at"] = started_at or event["facts"].get("started_at")
         elif event["event"] == "evaluated":
@@ -248,8 +267,9 @@ def curve_rows(trial: Trial, events: Sequence[Mapping[str, Any]]) -> list[dict[s
     ]
 
 
-def _known(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name in TRIALS.names}
+def _known(values: Mapping[str, Any], columns: Sequence[tuple[str, pa.DataType]]) -> dict[str, Any]:
+    found = {name: (kind, values[name]) for name, kind in columns if name in values}
+    return {name: number(value) if kind == _REAL else value for name, (kind, value) in found.items()}
 
 
 _PEAKS = ("nvml_peak_bytes", "allocator_peak_bytes", "reserved_peak_bytes", "rss_peak_bytes")
@@ -257,7 +277,7 @@ _PEAKS = ("nvml_peak_bytes", "allocator_peak_bytes", "reserved_peak_bytes", "rss
 
 def _cost(row: Mapping[str, Any], cost: Mapping[str, Any]) -> dict[str, Any]:
     """Return the cost columns of an event; a peak never falls, though a resumed process counts from zero."""
-    known = _known(cost)
+    known = _known(cost, COST)
     for name in _PEAKS:
         if known.get(name) is not None and row[name] is not None:
             known[name] = max(known[name], row[name])
@@ -301,7 +321,8 @@ def _quality(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any], judged_f
     found["time_to_target_s"] = rows[hit]["cost"]["time_s"]
     if hit and rows[hit - 1]["step"] >= judged_from and math.isfinite(values[hit - 1]):
         before, after = rows[hit - 1], rows[hit]
-        share = (values[hit - 1] - target) / (values[hit - 1] - values[hit])
+        gap = values[hit - 1] - values[hit]
+        share = min(max((values[hit - 1] - target) / gap, 0.0), 1.0) if gap else 1.0
         found["steps_to_target_interpolated"] = log_linear(before["step"], after["step"], share)
         found["time_to_target_interpolated_s"] = log_linear(before["cost"]["time_s"], after["cost"]["time_s"], share)
     else:
@@ -318,7 +339,7 @@ def is_hit(quality: float, time_s: float, *, target: float | None, direction: st
 
 
 def log_linear(before: float, after: float, share: float) -> float:
-    """Return the point ``share`` of the way from ``before`` to ``after`` in the logarithm (linear from zero)."""
-    if before <= 0:
-        return after * share
+    """Return the point ``share`` of the way from ``before`` to ``after`` in the logarithm (linear from or to zero)."""
+    if before <= 0 or after <= 0:
+        return before + share * (after - before)
     return math.exp(math.log(before) + share * (math.log(after) - math.log(before)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import traceback
@@ -14,6 +15,7 @@ from bench import checkpoint, loop
 from bench.assembly import Parts
 from bench.calibration import Calibration
 from bench.clock import Clock
+from bench.errors import CannotWrite
 from bench.event_log import EventLog
 from bench.post import Post
 from bench.probes import AllocatorPeaks, EnergyMeter, adapter_bytes, optimizer_state_bytes, rss_peak_bytes
@@ -32,7 +34,8 @@ def tell(hook: Callable[..., Any], **facts: Any) -> None:
     try:
         hook(**facts)
     except Exception:  # noqa: BLE001 - a stranger's code
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # a disk without space for the worker's log
+            traceback.print_exc()
 
 
 @dataclass
@@ -59,6 +62,8 @@ class Recorder:
     def observe(self, evaluation: loop.Evaluation) -> bool:
         """Log one evaluation; return whether the trial ends here."""
         self.calibration.measure()
+        if jump := self.clock.witness.look():
+            self.log.write("jumped", step=evaluation.step, reason=jump)
         quality = evaluation.metrics[self.workload.metric]
         event = self.log.write(
             "evaluated",
@@ -115,6 +120,8 @@ class Recorder:
         """Return the cost columns as they stand."""
         cost: dict[str, Any] = {**self.clock.columns(), "wall_s": self.wall_s(), "rss_peak_bytes": rss_peak_bytes()}
         cost |= self.calibration.columns() | vars_of(self.allocator.read())
+        if self.clock.witness.jumps:  # a time that two clocks disagree about does not rank
+            cost["contended"] = True
         if self.parts is not None:
             cost |= {"optimizer_state_bytes": optimizer_state_bytes(self.parts.optimizer)}
             cost |= loop.parameter_counts(self.parts.model)
@@ -134,8 +141,12 @@ class Recorder:
                 "calibration": self.calibration.state_dict(),
                 "energy": self.energy.state_dict(),
             }
-            checkpoint.save(self.checkpoint_path, self.parts, progress)
-        self.log.write("saved", step=step)
+            try:
+                checkpoint.save(self.checkpoint_path, self.parts, progress)
+                event: dict[str, Any] = {"event": "saved"}
+            except CannotWrite as error:  # the trial is worth more than a way back to here: it goes on without
+                event = {"event": "unsaved", "reason": error.message}
+        self.log.write(**event, step=step)
         self.saved = time.monotonic()
 
     def resume(self, progress: dict[str, Any]) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.metadata
-import importlib.util
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
@@ -81,6 +83,7 @@ class Registry:
         for entry in getattr(module, hook)() if hasattr(module, hook) else ():
             if not isinstance(entry, kind):
                 raise BadValue(f"{hook} returned {entry!r} ({type(entry).__name__}), not {kind.__name__} objects")
+            _check_texts(entry)
             if entry.name in owners:
                 raise BadValue(f"the name {entry.name!r} is taken already, by the package {owners[entry.name]!r}")
             if isinstance(entry, Entry) and entry.track not in TRACKS:
@@ -188,13 +191,41 @@ def _get(kind: str, name: str, table: Mapping[str, E]) -> E:
         raise UnknownName(kind, name, table) from None
 
 
+def _check_texts(entry: Entry | WorkloadEntry) -> None:
+    """Refuse what no listing can show."""
+    for field in dataclasses.fields(entry):
+        value = getattr(entry, field.name)
+        texts = value if field.name == "tiers" else (value,)
+        if not isinstance(texts, tuple) or not all(isinstance(text, str) and text.isprintable() for text in texts):
+            must = "one line of printable text" if texts is not value else "a tuple of printable texts"
+            raise BadValue(f"the {field.name} of an entry is {value!r:.80} ({type(value).__name__}); it must be {must}")
+
+
 def _find_target(target: str) -> None:
     """Raise unless the module of ``target`` can be found; it is not imported."""
     module, colon, attribute = target.partition(":")
     if not (module and colon and attribute):
         raise BadValue(f"target {target!r} is not of the form 'package.module:Class'")
-    if importlib.util.find_spec(module) is None:
+    if locate(module) is None:
         raise BadValue(f"target {target!r}: there is no module {module!r}")
+
+
+def locate(module: str) -> ModuleSpec | None:
+    """Return where ``module`` is; unlike ``importlib.util.find_spec`` this runs no code of the packages above it."""
+    spec: ModuleSpec | None = None
+    path: Sequence[str] | None = None
+    for name in accumulate(module.split("."), "{}.{}".format):
+        if name in sys.modules:
+            spec = sys.modules[name].__spec__
+        else:
+            found = (finder.find_spec(name, path) for finder in sys.meta_path)
+            spec = next((one for one in found if one is not None), None)
+        path = None if spec is None else spec.submodule_search_locations
+        if spec is not None and path is not None and spec.origin is None:  # a namespace has no code, and this path only then
+            path = importlib.import_module(name).__path__
+        if path is None and name != module:  # nothing is below a module that is no package
+            return None
+    return spec
 
 
 def _import_target(what: str, target: str) -> Any:

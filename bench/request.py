@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,8 +74,12 @@ def stacks(registry: Registry, request: Request, workload: Workload) -> dict[str
 
 def reference_of(algorithm: Algorithm, workload: Workload, registry: Registry) -> str:
     """Return the part of the workload's reference that fills a slot of ``algorithm``, else its first part."""
-    names = list(workload.tier.reference)
-    wanted = set(slots(algorithm))
+    return reference_for(slots(algorithm), workload, registry)
+
+
+def reference_for(filled: Iterable[str], workload: Workload, registry: Registry) -> str:
+    """Return the part of the workload's reference that fills one of the slots ``filled``, else its first part."""
+    names, wanted = list(workload.tier.reference), set(filled)
     return next((name for name in names if wanted & set(slots(registry.algorithm_class(name)))), names[0])
 
 

@@ -109,7 +109,7 @@ def reals(table: pd.DataFrame, name: str) -> Reals:
 
 
 def _whole(table: pd.DataFrame, name: str) -> Numbers:
-    return np.nan_to_num(reals(table, name), nan=-1).astype(np.int64)
+    return np.nan_to_num(reals(table, name), nan=-1).clip(-LARGEST, LARGEST).astype(np.int64)
 
 
 # -- selection -------------------------------------------------------------------------------------------------------

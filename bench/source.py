@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Mapping
 from types import ModuleType
 
 SHARED = ("bench.plugins", "bench.workloads")
@@ -14,7 +15,20 @@ SHARED = ("bench.plugins", "bench.workloads")
 
 
 def source_sha256(cls: type) -> str:
-    """Return the SHA-256 over the sources of the modules that define ``cls``, ordered by module name.
+    """Return the SHA-256 over the sources of the modules that define ``cls``; see :func:`sources`."""
+    return sources_sha256(sources(cls))
+
+
+def sources_sha256(modules: Mapping[str, bytes]) -> str:
+    """Return the SHA-256 over ``modules``, name to source, ordered by name."""
+    total = hashlib.sha256()
+    for name, source in sorted(modules.items()):
+        total.update(name.encode() + b"\0" + source + b"\0")
+    return total.hexdigest()
+
+
+def sources(cls: type) -> dict[str, bytes]:
+    """Return, by module name, the sources of the modules that define ``cls``.
 
     Reached are the modules of its bases, those that a reached module imports at its top, and those of every object in
     its globals, as long as they belong to the same plugin package; so a change in shared numerics changes the identity
@@ -29,10 +43,7 @@ def source_sha256(cls: type) -> str:
             continue
         reached.add(name)
         waiting += [*_mentioned(sys.modules[name]), *_imported(sys.modules[name])]
-    total = hashlib.sha256()
-    for name in sorted(reached):
-        total.update(name.encode() + b"\0" + _source(sys.modules[name]) + b"\0")
-    return total.hexdigest()
+    return {name: _source(sys.modules[name]) for name in sorted(reached)}
 
 
 def _root(module: str) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 NAME = "bench"
 hookspec = pluggy.HookspecMarker(NAME)
 hookimpl = pluggy.HookimplMarker(NAME)
+"""Marks a function of a plugin's entry module as the implementation of the hook of that name."""
 
 
 @hookspec

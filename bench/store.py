@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
-from bench import record
-from bench.errors import BadStore, TrialBusy
-from bench.event_log import read_events, write_text
+from bench import parquet, record, strict_json
+from bench.errors import BadStore
+from bench.event_log import read_events
+from bench.files import plain, write_text, writing
+from bench.locks import is_locked, locked
 from bench.protocol import Protocol, protocols
 from bench.trial import MEASURED, Trial, digest
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MARKER = "store.json"
-TABLES = {"trials": record.TRIALS, "curves": record.CURVES}
+TABLES = parquet.SCHEMAS
 
 
 class Store:
@@ -54,6 +53,11 @@ class Store:
     def _start(self, *, create: bool) -> None:
         if self.root.exists() and not self.root.is_dir():
             raise BadStore(f"--results {str(self.root)!r} is a file; it must be a folder")
+        if looks_like_results(self.root):
+            raise BadStore(
+                f"the results folder {str(self.root)!r} has lost its marker, {MARKER}",
+                hint=f"bench repair --results {self.root} writes it again",
+            )
         if not create:
             raise BadStore(
                 f"there are no results in {str(self.root)!r}",
@@ -69,17 +73,17 @@ class Store:
         self._mark()
 
     def _mark(self) -> None:
-        marker = {"bench": "results", "schema_version": record.SCHEMA_VERSION}
-        marker |= {} if self.origin is None else {"origin": self.origin}
-        write_text(self.root / MARKER, json.dumps(marker) + "\n")
+        write_marker(self.root, self.origin)
 
     def _check_marker(self) -> int:
         path = self.root / MARKER
         try:
-            marker = json.loads(path.read_text(encoding="utf-8"))
-            kind, version, self.origin = marker["bench"], int(marker["schema_version"]), marker.get("origin")
-        except (ValueError, KeyError, TypeError):
-            raise BadStore(f"{path} is not the marker of a results folder of bench") from None
+            kind, version, self.origin = read_marker(path)
+        except ValueError:
+            raise BadStore(
+                f"{path} is not the marker of a results folder of bench",
+                hint=f"bench repair --results {self.root} writes it again, if the folder is one",
+            ) from None
         if kind != "results":
             raise BadStore(f"{path} marks a folder of kind {kind!r}, not 'results'")
         if version > record.SCHEMA_VERSION:
@@ -102,25 +106,14 @@ class Store:
                 hint="run into a folder of its own: --results DIR",
             )
         folder = self.root / "runs" / trial.trial_id
-        temporary = folder / f"trial.json.{os.getpid()}"
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            trial.write(temporary)
-            temporary.replace(folder / "trial.json")
-        except OSError as error:
-            raise BadStore(f"cannot write {folder}: {error.strerror}", hint="name another: --results DIR") from None
+            write_text(folder / "trial.json", trial.text())
         return folder
 
     def is_running(self, trial: Trial) -> bool:
         """Return whether a worker has ``trial`` at the moment."""
-        path = self.root / "runs" / trial.trial_id / "lock"
-        if not path.exists():
-            return False
-        try:
-            with FileLock(path, timeout=0):
-                return False
-        except Timeout:
-            return True
+        return is_locked(self.root / "runs" / trial.trial_id / "lock")
 
     @contextlib.contextmanager
     def claim(self, trial: Trial) -> Iterator[None]:
@@ -129,15 +122,10 @@ class Store:
         A worker locks its folder only when it has started, which takes seconds in which two processes would start two.
         """
         folder = self.root / "runs" / trial.trial_id
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BadStore(f"cannot write {folder}: {error.strerror}", hint="name another: --results DIR") from None
-        try:
-            with FileLock(folder / "claim", timeout=0):
-                yield
-        except Timeout:
-            raise TrialBusy(f"another process runs the trial {trial.trial_id} now", hint="wait for it") from None
+        with locked(folder / "claim", f"another process runs the trial {trial.trial_id} now"):
+            yield
 
     def finished(self, trial: Trial) -> dict[str, Any] | None:
         """Return the row of ``trial`` if its outcome is a measurement, else ``None``."""
@@ -152,46 +140,42 @@ class Store:
         with, which trials of schema version 1 do not say, is taken from the one that asks.
         """
         folder = self.root / "runs" / trial.trial_id
-        stored = Trial.read(folder / "trial.json")
+        stored = read_trial(folder)
         if stored.reference is None and trial.reference is not None:
             stored = stored.model_copy(update={"reference": trial.reference, "is_reference": trial.is_reference})
             write_text(folder / "trial.json", stored.text())
         events = read_events(folder)
         row = record.trial_row(stored, events)
+        self._write("curves", stored.trial_id, record.curve_rows(stored, events))  # first: no row without its curve
         self._write("trials", stored.trial_id, [row])
-        self._write("curves", stored.trial_id, record.curve_rows(stored, events))
         return row
 
     def unfinished(self) -> list[Trial]:
         """Return the trials that were begun and have no measurement yet."""
         paths = sorted((self.root / "runs").glob("*/trial.json"))
-        return [trial for trial in map(Trial.read, paths) if self.finished(trial) is None]
+        trials = [read_trial(path.parent) for path in paths]
+        return [trial for trial in trials if self.finished(trial) is None]
 
-    def _write(self, table: str, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        folder = self.root / table
-        folder.mkdir(exist_ok=True)
-        temporary = folder / f".{trial_id}.{os.getpid()}.tmp"
-        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=TABLES[table]), temporary)
-        temporary.replace(folder / f"{trial_id}.parquet")
+    def _write(self, table: str, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        parquet.write(self.root / table / f"{name}.parquet", rows, table)
 
     # -- protocols -------------------------------------------------------------------------------------------------
     def keep(self, protocol: Protocol) -> None:
         """Store the rules of ``protocol``, so that its results can be read wherever they go."""
-        folder = self.root / "protocols"
-        folder.mkdir(exist_ok=True)
+        path = self.root / "protocols" / protocol_file(protocol)
         text = json.dumps(protocol.rules(), indent=1, sort_keys=True) + "\n"
-        write_text(folder / f"{protocol.name}-{protocol.sha256[:12]}.json", text)
+        with writing(path):
+            path.parent.mkdir(exist_ok=True)
+        if not path.exists() or path.read_bytes() != text.encode():
+            write_text(path, text)
 
     def protocols(self) -> dict[str, Protocol]:
         """Return, by their hash, the stored protocols and the installed ones; a file that is none is named."""
         found = {protocol.sha256: protocol for protocol in protocols().values()}
         for path in sorted((self.root / "protocols").glob("*.json")):
             try:
-                stored = Protocol.read(json.loads(path.read_text(encoding="utf-8")))
-            except (OSError, ValueError, TypeError, AttributeError) as error:
+                stored = read_protocol(path)
+            except (OSError, ValueError) as error:
                 raise BadStore(f"{path} is not a protocol: {error}", hint="give its bench run command again") from None
             found[stored.sha256] = stored
         return found
@@ -219,42 +203,9 @@ class Store:
     def table(self, name: str) -> pa.Table:
         """Return the table ``name`` (``trials`` or ``curves``), rows ordered by trial; a broken file is named."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        schema = TABLES[name]
-        parts = []
-        for path in sorted((self.root / name).glob("*.parquet")):
-            try:
-                part = pq.read_table(path)
-            except (OSError, pa.ArrowException) as error:
-                raise BadStore(
-                    f"{path} cannot be read: {error}", hint="give its bench run command again: the log is read anew"
-                ) from None
-            parts.append(self._check_part(path, part, schema))
-        return pa.concat_tables(parts) if parts else schema.empty_table()
-
-    def _check_part(self, path: Path, part: pa.Table, schema: pa.Schema) -> pa.Table:
-        """Return ``part`` with the columns of ``schema``: those that came later have what older rows stand for."""
-        import pyarrow as pa
-
-        try:
-            found = int((part.schema.metadata or {})[b"bench_schema_version"])
-        except (KeyError, ValueError):
-            raise BadStore(f"{path} is not a table of bench", hint="move it out of the results folder") from None
-        if found > record.SCHEMA_VERSION:
-            raise BadStore(f"{path} has schema version {found}; this bench reads up to {record.SCHEMA_VERSION}")
-        since = {**(record.SINCE_2 if found < 2 else {}), **(record.SINCE_3 if found < 3 else {})}
-        for name, value in since.items():
-            if name in schema.names and name not in part.schema.names:
-                kind = schema.field(name).type
-                part = part.append_column(name, pa.array([value] * len(part), type=kind))
-        lacking = [name for name in schema.names if name not in part.schema.names]
-        if lacking:
-            raise BadStore(f"{path} lacks the columns {', '.join(lacking)}", hint="give its bench run command again")
-        try:
-            return part.select(schema.names).cast(schema)
-        except pa.ArrowException as error:
-            raise BadStore(f"{path} has a column of another type: {error}", hint="move it out of the folder") from None
+        parts = [parquet.read(path, name) for path in sorted((self.root / name).glob("*.parquet"))]
+        return pa.concat_tables(parts) if parts else TABLES[name].empty_table()
 
     def trials(self) -> pd.DataFrame:
         """Return ``trials`` as a pandas frame."""
@@ -265,3 +216,64 @@ class Store:
         """Return ``curves`` as a pandas frame; ``metrics`` holds (name, value) pairs."""
         frame: pd.DataFrame = self.table("curves").to_pandas()
         return frame
+
+
+# -- one file ----------------------------------------------------------------------------------------------------------
+def read_marker(path: Path) -> tuple[str, int, str | None]:
+    """Return kind, schema version and origin that the marker of a folder names; ``ValueError`` where it is broken."""
+    marker = strict_json.loads(plain(path).read_bytes())
+    facts = marker if isinstance(marker, dict) else {}
+    kind, version, origin = facts.get("bench"), facts.get("schema_version"), facts.get("origin")
+    if not isinstance(kind, str) or type(version) is not int or not isinstance(origin, (str, type(None))):
+        raise ValueError("bench, schema_version or origin is missing or of the wrong type")
+    return kind, version, origin
+
+
+def write_marker(root: Path, origin: str | None) -> None:
+    """Mark the folder ``root`` as results of this schema version."""
+    marker = {"bench": "results", "schema_version": record.SCHEMA_VERSION}
+    write_text(root / MARKER, json.dumps(marker | ({} if origin is None else {"origin": origin})) + "\n")
+
+
+def looks_like_results(root: Path) -> bool:
+    """Return whether a folder without a marker is one of ours by what is in it."""
+    return any((root / "runs").glob("*/trial.json")) or any((root / "trials").glob("*.parquet"))
+
+
+def origin_of(root: Path) -> str | None:
+    """Return what the results were imported from, by their marker, or else by their rows."""
+    try:
+        return read_marker(root / MARKER)[2]
+    except (OSError, ValueError):
+        pass
+    for path in sorted((root / "trials").glob("*.parquet")):
+        try:
+            origins = set(parquet.read(path, "trials").column("origin").to_pylist())
+        except BadStore:
+            continue
+        return str(origins.pop()) if len(origins) == 1 and None not in origins else None
+    return None
+
+
+def read_trial(folder: Path) -> Trial:
+    """Return the trial of a folder under ``runs``; one of another identity than the folder's name is refused."""
+    trial = Trial.read(folder / "trial.json")
+    if trial.trial_id != folder.name:
+        raise BadStore(
+            f"{folder / 'trial.json'} is of another trial, {trial.trial_id}",
+            hint=f"bench repair --results {folder.parent.parent} moves it out of the way",
+        )
+    return trial
+
+
+def read_protocol(path: Path) -> Protocol:
+    """Return the protocol that a file holds; ``ValueError`` where it holds none, or another than its name says."""
+    stored = Protocol.read(strict_json.loads(plain(path).read_bytes()))
+    if path.name != protocol_file(stored):
+        raise ValueError(f"its rules are those of {protocol_file(stored)}")
+    return stored
+
+
+def protocol_file(protocol: Protocol) -> str:
+    """Return the name of the file that holds the rules of ``protocol``."""
+    return f"{protocol.name}-{protocol.sha256[:12]}.json"

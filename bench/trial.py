@@ -8,11 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from annotated_types import Ge, Lt
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
+from bench import strict_json
 from bench.errors import BadStore
+from bench.files import plain
 
 OUTCOMES = (
     "reached",
@@ -37,6 +40,10 @@ Phase = Literal["measure", "tune", "rerun"]
 that a study selected."""
 
 Outcome = Literal["reached", "missed", "completed", "diverged", "out_of_memory", "timeout", "error", "interrupted"]
+
+
+Number = Annotated[int, Ge(0), Lt(2**63)]
+"""What a column of the tables holds."""
 
 
 class Strict(BaseModel):
@@ -79,7 +86,7 @@ class Trial(Strict):
 
     ``reference`` names the algorithm that this one is compared with, and ``is_reference`` says that this is a trial of
     that algorithm as the workload or the protocol tunes it. The limits come from the protocol, whose hash is in the
-    identity.
+    identity. ``reproduces`` is the SHA-256 of the bundle whose records this trial was run to check, and agreed with.
     """
 
     algorithm: Part
@@ -90,20 +97,21 @@ class Trial(Strict):
     precision: str
     data: Data
     protocol: Protocol
-    study: int
-    point: int
-    seed: int
+    study: Number
+    point: Number
+    seed: Number
     device: str
     device_class: str
     threads: int | None
-    timeout_s: float
-    checkpoint_every_s: float
+    timeout_s: FiniteFloat
+    checkpoint_every_s: FiniteFloat
     command_line: str
     phase: Phase = "measure"
     reference: str | None = None
     is_reference: bool | None = None
-    budget_factor: float = 1.0
+    budget_factor: FiniteFloat = 1.0
     stop_at_target: bool = False
+    reproduces: str | None = None
 
     def identity(self) -> dict[str, Any]:
         """Return what can change the result, and nothing else."""
@@ -128,18 +136,21 @@ class Trial(Strict):
     def read(cls, path: Path) -> Trial:
         """Read ``trial.json``; a missing, foreign or broken one raises :class:`~bench.errors.BadStore`."""
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            content = plain(path).read_bytes()
+            trial = cls.model_validate_json(content.decode("utf-8"))
+            strict_json.loads(content)
         except OSError as error:
             raise BadStore(f"cannot read {path}: {error.strerror}", hint="give the path of a trial.json") from None
-        except (ValidationError, UnicodeDecodeError) as error:
+        except ValueError as error:  # of JSON, of Unicode or of pydantic
             raise BadStore(f"{path} is not a trial of this version of bench: {_first_line(error)}") from None
+        return trial
 
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(str(part) for part in first['loc']) or 'file'}: {first['msg']}"
-    return str(error).splitlines()[0]
+    return str(error).splitlines()[0][:200]
 
 
 def digest(value: Any) -> str:

@@ -14,78 +14,104 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import nn
 
 from bench import checkpoint, loop, provenance
 from bench.after_training import PostWorkload
 from bench.algorithm import Algorithm
+from bench.artifacts import cache_folder
 from bench.assembly import Parts, assemble, check_fit, is_out_of_memory
 from bench.calibration import Calibration, pin_threads
 from bench.clock import Clock
 from bench.context import Run, derive_seed
 from bench.devices import detect
-from bench.errors import BadData, BenchError, BrokenPlugin, TrialBusy
-from bench.event_log import EventLog
+from bench.errors import BadData, BenchError, BrokenPlugin, CannotWrite
+from bench.event_log import EventLog, read_events
+from bench.files import FULL
+from bench.guards.watch import Watch
+from bench.locks import locked
 from bench.post import Post
 from bench.probes import AllocatorPeaks, NvmlProbe
+from bench.record import evaluations
 from bench.recorder import Recorder, tell, vars_of
 from bench.registry import Registry
 from bench.request import open_workload
 from bench.source import source_sha256
-from bench.store import Store
+from bench.store import Store, read_trial
 from bench.trial import Part, Trial
 from bench.worker_environment import DIE_WITH_PARENT
 from bench.workload import DataRequest, Limits, TrainingWorkload, Workload
 
 WARMUP_STEPS = 2
+UNWRITABLE = "unwritable"
+"""What :func:`_guarded` answers where not the trial failed but the disk: no outcome of a record."""
+LONGEST_REASON = 1000
 
 
 def work(path: Path) -> dict[str, Any]:
     """Run the trial whose ``trial.json`` is ``path`` to its end and return its row of ``trials``.
 
-    Continues from the checkpoint if there is one. Whatever goes wrong becomes an outcome of the record.
+    Continues from the checkpoint if there is one. Whatever goes wrong becomes an outcome of the record. Where the
+    results cannot be written, the outcome is ``interrupted``, recorded if that much can be written, and
+    :class:`~bench.errors.CannotWrite` is raised.
     """
     _die_with_parent()
-    trial = Trial.read(path)
-    folder = path.resolve().parent
+    folder = Path(os.path.realpath(path)).parent  # unlike resolve() it raises nothing where links go in a circle
+    trial = read_trial(folder)
     store = Store(folder.parent.parent)
-    lock = FileLock(folder / "lock", timeout=0)
-    try:
-        with lock:
-            log, registry = EventLog(folder), Registry()
-            outcome, reason, cost = _guarded(trial, folder, log, registry)
-            log.write("finished", outcome=outcome, reason=reason, at=provenance.now(), cost=cost)
-            row = store.finalise(trial)
-            tell(registry.hooks.hook.bench_finished, trial=trial.model_dump(mode="json"), record=row)
-            return row
-    except Timeout:
-        raise TrialBusy(f"another process runs the trial {trial.trial_id} now", hint="wait for it") from None
+    with locked(folder / "lock", f"another process runs the trial {trial.trial_id} now"), Watch.over_process() as watch:
+        log, registry = EventLog(folder), Registry()
+        outcome, reason, cost = _guarded(trial, folder, log, registry, watch)
+        unwritable = outcome == UNWRITABLE
+        outcome = "interrupted" if unwritable else outcome
+        log.write("finished", outcome=outcome, reason=reason, at=provenance.now(), cost=cost)
+        row = store.finalise(trial)
+        tell(registry.hooks.hook.bench_finished, trial=trial.model_dump(mode="json"), record=row)
+    if unwritable:
+        raise CannotWrite(reason, hint="see to that, then give the same command again: it goes on where it stopped")
+    return row
 
 
-def _guarded(trial: Trial, folder: Path, log: EventLog, registry: Registry) -> tuple[str, str, dict[str, Any]]:
+def _guarded(
+    trial: Trial, folder: Path, log: EventLog, registry: Registry, watch: Watch
+) -> tuple[str, str, dict[str, Any]]:
     """Run the trial; return outcome, reason and final costs, whatever happens."""
     with NvmlProbe.start(trial.device) as nvml:
         session: Session | None = None
         try:
-            session = Session.open(trial, folder, log, registry, nvml)
+            watch.listed()
+            session = Session.open(trial, folder, log, registry, nvml, watch)
             outcome, reason = session.work()
         except KeyboardInterrupt:
             outcome, reason = "interrupted", "Ctrl-C or a termination signal"
         except (Exception, SystemExit) as error:  # noqa: BLE001 - every failure is an outcome of the record
-            traceback.print_exc()
-            outcome, reason = "out_of_memory" if is_out_of_memory(error) else "error", _one_line(error)
+            with contextlib.suppress(OSError):  # a disk without space for the worker's log
+                traceback.print_exc()
+            outcome, reason = _outcome_of(error), _one_line(error)
         cost = session.recorder.cost() if session is not None else {}
-        if outcome != "interrupted":
+        if outcome not in {"interrupted", UNWRITABLE}:
             for name in ("checkpoint.pt", "checkpoint.tmp"):  # the second is what a kill in mid-writing leaves
-                (folder / name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # doctor finds it, and nothing reads it again
+                    (folder / name).unlink(missing_ok=True)
         return outcome, reason, cost | vars_of(nvml.finish())
+
+
+def _outcome_of(error: BaseException) -> str:
+    if is_out_of_memory(error):
+        return "out_of_memory"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, CannotWrite) or (isinstance(cause, OSError) and cause.errno in FULL):
+            return UNWRITABLE
+        cause = cause.__cause__
+    return "error"
 
 
 def _one_line(error: BaseException) -> str:
     text = str(error.message if isinstance(error, BenchError) else error)
     lines = text.strip().splitlines() or [""]
-    return lines[0] if isinstance(error, BenchError) else f"{type(error).__name__}: {lines[0]}".rstrip(": ")
+    line = lines[0] if isinstance(error, BenchError) else f"{type(error).__name__}: {lines[0]}".rstrip(": ")
+    return line[:LONGEST_REASON]
 
 
 @dataclass
@@ -95,13 +121,17 @@ class Session:
     recorder: Recorder
     workload: Workload
     start: int
+    watch: Watch
 
     @classmethod
-    def open(cls, trial: Trial, folder: Path, log: EventLog, registry: Registry, nvml: NvmlProbe) -> Session:
+    def open(
+        cls, trial: Trial, folder: Path, log: EventLog, registry: Registry, nvml: NvmlProbe, watch: Watch
+    ) -> Session:
         """Build what the trial needs; warm up; restore the checkpoint if there is one."""
         threads = pin_threads(trial.threads).threads if trial.threads is not None else torch.get_num_threads()
-        algorithms = [_rebuild(registry, part) for part in (trial.algorithm, *trial.fillers)]
         workload = _reopen(registry, trial)
+        watch.opened(type(workload))  # before any algorithm is imported
+        algorithms = [_rebuild(registry, part) for part in (trial.algorithm, *trial.fillers)]
         check_fit(algorithms, workload)
         nvml.ready()
         device = torch.device(trial.device)
@@ -120,8 +150,7 @@ class Session:
             folder / "checkpoint.pt",
             registry.hooks.hook,
         )
-        path = recorder.checkpoint_path
-        saved = checkpoint.read(path) if path.exists() else None
+        saved = _saved(recorder.checkpoint_path)
         start = 0 if saved is None else int(saved["progress"]["step"])
         # Logged before anything of the plugin runs, so that a record of its failure has its facts.
         facts = _facts(trial, workload, algorithms[0]) | {"threads": threads}
@@ -129,19 +158,20 @@ class Session:
         tell(registry.hooks.hook.bench_started, trial=trial.model_dump(mode="json"))
         recorder.calibration.measure()
         run = _run_of(trial, workload, device)
+        watch.begin(algorithms[0].name, _packages(algorithms), _hidden(trial, folder))
         if isinstance(workload, TrainingWorkload):
             with clock.set_aside("warmup"), _uncounted(allocator):
-                _warm_up(algorithms, workload, run)
-            parts = recorder.parts = _build(algorithms, workload, run, clock)
+                _warm_up(algorithms, workload, run, watch)
+            parts = recorder.parts = _build(algorithms, workload, run, watch, clock)
             if saved is not None:
                 checkpoint.restore(saved, parts)
                 recorder.resume(saved["progress"])
         else:
             assert isinstance(workload, PostWorkload), f"{workload.name!r} is of no known kind"
-            post = recorder.post = Post(algorithms, workload, run, clock)
+            post = recorder.post = Post(algorithms, workload, run, clock, watch=watch)
             with clock.set_aside("warmup"), _uncounted(allocator):
                 post.rehearse()
-        return cls(recorder, workload, start)
+        return cls(recorder, workload, start, watch)
 
     def work(self) -> tuple[str, str]:
         """Do all the steps, or all the points; return outcome and reason."""
@@ -152,8 +182,16 @@ class Session:
             assert isinstance(self.workload, TrainingWorkload), "open() made parts for nothing else"
             assert recorder.parts is not None, "open() made them"
             loop.train(recorder.parts, self.workload, recorder.clock, recorder.observe, start=self.start)
+        self.watch.look()
         assert self.recorder.outcome is not None, "the last evaluation always ends the trial"
         return self.recorder.outcome
+
+
+def _saved(path: Path) -> dict[str, Any] | None:
+    """Return the checkpoint to go on from: one beyond the evaluations in the log would leave a gap in the curve."""
+    saved = checkpoint.read(path) if path.exists() else None
+    logged = {event["step"] for event in evaluations(read_events(path.parent))} if saved is not None else set()
+    return saved if saved is not None and saved["progress"]["step"] in logged else None
 
 
 def _rebuild(registry: Registry, part: Part) -> Algorithm:
@@ -190,22 +228,36 @@ def _run_of(trial: Trial, workload: Workload, device: torch.device) -> Run:
     )
 
 
-def _build(algorithms: Sequence[Algorithm], workload: TrainingWorkload, run: Run, clock: Clock | None = None) -> Parts:
+def _packages(algorithms: Sequence[Algorithm]) -> list[str]:
+    """Return the packages that the algorithms come from, a dot behind each."""
+    modules = [type(algorithm).__module__ for algorithm in algorithms]
+    return ["bench.plugins." if name.startswith("bench.plugins.") else f"{name.split('.')[0]}." for name in modules]
+
+
+def _hidden(trial: Trial, folder: Path) -> list[Path]:
+    """Return what algorithms do not see: the results, the data, and what is kept of both."""
+    named = [trial.data.directory, *trial.data.models, os.environ.get("HF_HOME", "~/.cache/huggingface")]
+    return [folder.parent.parent, cache_folder(), *(Path(path).expanduser() for path in named if path is not None)]
+
+
+def _build(
+    algorithms: Sequence[Algorithm], workload: TrainingWorkload, run: Run, watch: Watch, clock: Clock | None = None
+) -> Parts:
     checkpoint.seed_random_state(derive_seed(run.seed, "global"))
     model: nn.Module = workload.model(run.seed, run.device)
     if run.precision == "bf16":
         model = model.to(torch.bfloat16)
     with clock.charge("setup") if clock is not None else contextlib.nullcontext():
-        return assemble(algorithms, workload, run, model)
+        return assemble(algorithms, workload, run, model, watch)
 
 
-def _warm_up(algorithms: Sequence[Algorithm], workload: TrainingWorkload, run: Run) -> None:
+def _warm_up(algorithms: Sequence[Algorithm], workload: TrainingWorkload, run: Run, watch: Watch) -> None:
     """Rehearse two steps on a model that is thrown away, so that no kernel is loaded or tuned on the clock.
 
     Weights, states, generators and the data position are untouched because the trial builds its own afterwards.
     """
     before = checkpoint.random_state()
-    parts = _build(algorithms, workload, run)
+    parts = _build(algorithms, workload, run, watch)
     clock = Clock(run.device)
     batches = workload.batches(run.seed, 0, run.device)
     clock.resume("data")

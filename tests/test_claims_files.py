@@ -288,6 +288,11 @@ def test_a_module_outside_any_package_has_no_claims(stranger, tmp_path):
     assert of_signum(stranger("stranger_light", None, target="stranger_alone")) == []
 
 
+@pytest.mark.parametrize("content", [b"# nothing yet\n", b"\n  # two\n# lines"])
+def test_a_file_of_comments_alone_claims_nothing(content):
+    assert read_claims(content, "x.claims.toml", ["lion"], Registry([])) == []
+
+
 @pytest.mark.parametrize("content", [b"\xff", toml(CLAIM | {"baseline": "unknown-plugin"})])
 def test_one_broken_file_is_listed_with_its_reason_and_stops_no_other(stranger, registry, content):
     found = stranger("stranger_bad", content)

@@ -59,11 +59,12 @@ class Restless(Algorithm):
         model.dropout.eval()
         return model
 
-    def freezer(self, model, run):
-        def disturb(step):
+    def selector(self, run):
+        def disturb(batch, model):
             noise = torch.rand(3) + torch.rand(3, generator=run.rng("noise"))
             with torch.no_grad():
                 model.head.bias.add_(noise, alpha=self.scale * (random.random() + np.random.rand()))  # noqa: NPY002
+            return batch
 
         return disturb
 

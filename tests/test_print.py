@@ -6,12 +6,14 @@ import csv
 import io
 import json
 import math
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
-from bench.commands._print import bytes_text, render, seconds_text, show_table
+from bench.commands._print import bytes_text, echo, printable, render, seconds_text, show_table, words
 
 ROWS = [
     {
@@ -175,3 +177,58 @@ def test_bytes_read_in_decimal_units(value, text):
 )
 def test_seconds_read_in_the_unit_that_fits(value, text):
     assert seconds_text(value) == text
+
+
+# -- what strangers wrote ----------------------------------------------------------------------------------------------
+STRANGE = "\x1b[2J\x1b]0;owned\x07 a\rb\x08c \u202egnp \u200b \ud800 \x9b31m \x00 \u2028"
+
+
+@pytest.mark.parametrize("form", ["table", "md"])
+def test_what_a_terminal_would_obey_is_shown_as_escapes(form):
+    text = render([{STRANGE: STRANGE, "b": "1\n2\t3"}], form, width=1000, fold=[STRANGE])
+    assert text.encode("utf-8")
+    assert all(char.isprintable() or char == "\n" for char in text)
+    assert len(lines(text)) == 3, "a row stays one line"
+    shown = text.replace("\\\\", "\\")
+    for part in (
+        r"\x1b[2J\x1b]0;owned\x07",
+        r"a\rb\x08c",
+        r"\u202egnp",
+        r"\u200b",
+        r"\ud800",
+        r"\x9b31m",
+        r"\x00",
+        "1 2 3",
+    ):
+        assert part in shown
+
+
+@given(st.text())
+def test_whatever_is_printed_is_printable_and_nothing_printable_changes(text):
+    shown = printable(text)
+    assert all(
+        char.isprintable() or char in "\n\t" or unicodedata.category(char) in {"Zs", "Cn", "Co"} for char in shown
+    )
+    if text.isprintable():
+        assert shown == text
+
+
+def test_printed_words_keep_their_lines(capsys):
+    echo("one \x1b[1m\n\ttwo")
+    assert capsys.readouterr().out == "one \\x1b[1m\n\ttwo\n"
+
+
+HOSTILE = (
+    "<script>alert(1)</script> [x](javascript:alert(2)) ![y](http://x.y/z) [z][w] a\\|b | <img src=x onerror=alert(3)>"
+)
+
+
+def test_cells_and_words_of_markdown_are_no_markup():
+    table = render([{"a": HOSTILE, HOSTILE: "1"}], "md", width=10)
+    tokens = MarkdownIt("gfm-like", {"linkify": False}).enable("table").parse(f"{table}\n\n{words(HOSTILE, 'md')}\n")
+    flat = [*tokens, *(child for token in tokens for child in token.children or ())]
+    assert {token.type for token in flat} & {"html_block", "html_inline", "link_open", "image"} == set()
+    cells = [token.content for token in flat if token.type == "text"]
+    assert "".join(cells).count("<script>alert(1)</script>") == 3
+    assert len([token for token in flat if token.type == "td_open"]) == 2
+    assert words(HOSTILE, "table") == HOSTILE

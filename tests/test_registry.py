@@ -129,7 +129,7 @@ def test_a_module_may_list_nothing_and_report_events_only(modules):
         (entry(target="stranger_code"), "is not of the form 'package.module:Class'"),
         (entry(target=":Signum"), "is not of the form 'package.module:Class'"),
         (entry(target="stranger_nowhere:Signum"), "there is no module 'stranger_nowhere'"),
-        (entry(target="stranger_nowhere.signum:Signum"), "No module named 'stranger_nowhere'"),
+        (entry(target="stranger_nowhere.signum:Signum"), "there is no module 'stranger_nowhere.signum'"),
         (ENTRY.replace("Entry(", "WorkloadEntry(").replace("track=", "tiers="), "WorkloadEntry"),
     ],
 )

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench import record
-from bench.errors import BadStore
+from bench.errors import BadStore, CannotWrite
 from bench.event_log import EventLog
 from bench.protocol import protocol
 from bench.record import SCHEMA_VERSION, SINCE_2, SINCE_3, TRIALS
@@ -206,13 +206,13 @@ def test_a_write_that_fails_leaves_the_row_before_whole(results, monkeypatch):
     run(results, trial(), (3.0, 2.0), outcome=None)
     before = results.table("trials")
 
-    def cut(table, path):
-        path.write_bytes(b"half")
+    def cut(table, file, **options):
+        file.write(b"half")
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
         patch.setattr(pq, "write_table", cut)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(CannotWrite, match="no space"):
             run(results, trial(), (3.0, 0.5))
     assert results.table("trials").equals(before)
     results.finalise(trial())
@@ -350,7 +350,7 @@ def as_version_1(results):
     (results.root / "store.json").write_text('{"bench": "results", "schema_version": 1}', encoding="utf-8")
     for path in (results.root / "trials").iterdir():
         old = pq.read_table(path).drop_columns([*SINCE_2, *SINCE_3])
-        pq.write_table(old.replace_schema_metadata({**old.schema.metadata, b"bench_schema_version": b"1"}), path)
+        pq.write_table(old.replace_schema_metadata({b"bench_table": b"trials", b"bench_schema_version": b"1"}), path)
     for path in (results.root / "runs").glob("*/trial.json"):
         known = json.loads(path.read_text())
         late = ("phase", "reference", "is_reference", "budget_factor", "stop_at_target")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.commands._print import bytes_text, seconds_text
+from bench.commands._print import bytes_text, seconds_text, words
 from bench.errors import UnknownName
 
 if TYPE_CHECKING:
@@ -68,8 +68,11 @@ def heading(shared: Mapping[str, Any], form: str) -> str:
     """Return what the rows of a board share, as two lines."""
     mark, break_ = ("### ", "\n\n") if form == "md" else ("", "\n")
     target = "no target" if shared["target"] is None else f"target {shared['metric']} {shared['target']:g}"
-    return (
-        f"{mark}{shared['workload']} {shared['workload_minor']}, tier {shared['tier']}, {shared['precision']}{break_}"
-        f"data {shared['data_source']} ({shared['data_sha256'][:12]}), {target}, protocol {shared['protocol']}, "
-        f"device {shared['device_class']}, by {shared['by']}\n"
+    lines = (
+        f"{shared['workload']} {shared['workload_minor']}, tier {shared['tier']}, {shared['precision']}",
+        (
+            f"data {shared['data_source']} ({shared['data_sha256'][:12]}), {target}, protocol {shared['protocol']}, "
+            f"device {shared['device_class']}, by {shared['by']}"
+        ),
     )
+    return f"{mark}{break_.join(words(line, form) for line in lines)}\n"

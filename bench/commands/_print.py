@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import math
+import re
 import shutil
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +16,34 @@ import click
 
 NARROWEST = 16
 """No column is folded to fewer characters than this."""
+
+
+def echo(text: str = "", *, err: bool = False) -> None:
+    """Print ``text`` for people, with whatever strangers wrote in it as :func:`printable` shows it."""
+    click.echo(printable(text), err=err)
+
+
+def printable(text: str) -> str:
+    r"""Return ``text`` with escapes such as ``\x1b`` for what a terminal would obey instead of showing it.
+
+    That is every control character but the end of a line and a tab, what turns the direction of writing around or has
+    no width, and what no encoding has: names, reasons and notes may come from anybody's records.
+    """
+    return "".join(
+        char if char in "\n\t" or unicodedata.category(char) not in _OBEYED else ascii(char)[1:-1] for char in text
+    )
+
+
+def words(text: str, form: str) -> str:
+    """Return ``text``, a line of people's words, so that as Markdown (``md``) it links nowhere and is no HTML."""
+    if form != "md":
+        return text
+    return re.sub(r"\](?=[(\[:])", r"\\]", text.translate(_MARKUP))
+
+
+_MARKUP = str.maketrans({"\\": r"\\", "&": "&amp;", "<": "&lt;", ">": "&gt;"})
+_OBEYED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode's categories of controls, formats, surrogates and of the separators of lines and paragraphs."""
 
 
 def show_table(rows: Sequence[Mapping[str, Any]], form: str, *, fold: Sequence[str] = ()) -> None:
@@ -35,11 +65,11 @@ def render(rows: Sequence[Mapping[str, Any]], form: str, *, width: int, fold: Se
         return "(nothing)"
     from tabulate import tabulate
 
-    cells = [{key: _cell(value) for key, value in row.items()} for row in rows]
+    cells = [{_cell(key): _cell(value) for key, value in row.items()} for row in rows]
     if form == "md":
-        escaped = [{key: " ".join(text.replace("|", r"\|").splitlines()) for key, text in row.items()} for row in cells]
+        escaped = [{_md_cell(key): _md_cell(text) for key, text in row.items()} for row in cells]
         return tabulate(escaped, headers="keys", tablefmt="github", disable_numparse=True)
-    limits = _limits(cells, width, fold)
+    limits = _limits(cells, width, [_cell(key) for key in fold])
     if limits is None:
         return "\n\n".join(_block(row) for row in cells)
     widths = [limits.get(key) for key in cells[0]]
@@ -83,7 +113,11 @@ def _json(value: Any) -> Any:
 def _cell(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
-    return str(value)
+    return " ".join(printable(str(value)).split("\n")).replace("\t", " ")  # a row is a line, whatever its cells say
+
+
+def _md_cell(text: str) -> str:
+    return words(text, "md").replace("|", r"\|")
 
 
 def bytes_text(value: float | None) -> str:

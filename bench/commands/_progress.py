@@ -62,6 +62,8 @@ class Progress:
         """Show an event of the running trial."""
         if event["event"] == "started" and event["resumed"]:
             self._console.print(f"  goes on from step {event['step']}")
+        if event["event"] == "unsaved":
+            self._console.print(escape(f"  goes on without a new checkpoint: {event['reason']}"), soft_wrap=True)
         if event["event"] != "evaluated" or self._task is None:
             return
         state = self._state(event)

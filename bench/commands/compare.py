@@ -12,7 +12,7 @@ import click
 
 from bench.commands import _figures_text as texts
 from bench.commands._options import format_option, results_option
-from bench.commands._print import bytes_text, show_table
+from bench.commands._print import bytes_text, echo, show_table, words
 from bench.errors import BadValue, UnknownName
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def command(
         for one in compared:
             _show(one, form)
     if not compared:
-        _explain(found, a, b, quiet=form in {"json", "csv"})
+        _explain(found, a, b, form)
 
 
 def _pairs(board: Board, a: str, b: str) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
@@ -69,25 +69,26 @@ def _pairs(board: Board, a: str, b: str) -> list[tuple[Mapping[str, Any], Mappin
     return list(combinations(rows.get(a, []), 2)) if a == b else list(product(rows.get(a, []), rows.get(b, [])))
 
 
-def _explain(found: list[Board], a: str, b: str, *, quiet: bool) -> None:
-    """Say why no row of A meets one of B."""
+def _explain(found: list[Board], a: str, b: str, form: str) -> None:
+    """Say why no row of A meets one of B; where a program reads the output, not there."""
     from bench.comparison import why_not
 
+    quiet = form in {"json", "csv"}
     if a == b:
         raise BadValue(f"{a!r} has one setting on each board, and nothing to compare it with", hint="name another one")
     ones, others = ([board.shared for board in found if name in set(board.rows["algorithm"])] for name in (a, b))
     reasons = why_not(ones, others)
-    click.echo(f"{a} and {b} share no board", err=quiet)
+    echo(words(f"{a} and {b} share no board", form), err=quiet)
     for reason in reasons:
-        click.echo(f"not comparable: {reason}", err=quiet)
+        echo(words(f"not comparable: {reason}", form), err=quiet)
 
 
 # -- one comparison --------------------------------------------------------------------------------------------------
 def _show(one: Comparison, form: str) -> None:
     from bench.comparison import label
 
-    click.echo(texts.heading(one.board.shared, form))
-    click.echo(f"{one.verdict}\n")
+    echo(texts.heading(one.board.shared, form))
+    echo(words(one.verdict, form) + "\n")
     names = [label(one.a), label(one.b)]
     names = names if names[0] != names[1] else [f"{names[0]} (A)", f"{names[1]} (B)"]
     lines = [*(_cost(one, name) for name in COLUMNS), _quality(one), _reached(one), _expected(one)]
@@ -95,7 +96,7 @@ def _show(one: Comparison, form: str) -> None:
     told = [line for line in lines if any(text not in {"", "-"} for text in line[1:])]
     show_table([dict(zip(heads, line, strict=True)) for line in told], form, fold=[*names, "A / B"])
     for note in _notes(one):
-        click.echo(f"note: {note}")
+        echo(words(f"note: {note}", form))
     click.echo()
 
 

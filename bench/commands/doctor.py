@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -14,14 +17,21 @@ from bench.errors import BenchError
 
 @click.command("doctor")
 @results_option
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.pass_context
-def command(ctx: click.Context, results: Path) -> None:
-    """Check this machine, the plugins and the results; exit code 1 if something is broken."""
-    broken = False
-    for state, what, found in (*_machine(), *_plugins(), *_results(results)):
-        broken = broken or state == "bad"
-        click.echo(f"{state:<4}  {what:<10} {found}")
-    ctx.exit(1 if broken else 0)
+def command(ctx: click.Context, results: Path, form: str) -> None:
+    """Check this machine, the plugins and the results; exit code 1 if something is broken.
+
+    Of the results everything that is damaged is listed, and nothing is changed: bench repair does that.
+    """
+    rows = []
+    for state, what, found in chain(_machine(), _plugins(), _results(results)):
+        rows.append({"state": state, "what": what, "found": found})
+        if form == "table":
+            click.echo(f"{state:<4}  {what:<10} {found}")
+    if form == "json":
+        click.echo(json.dumps(rows, indent=1))
+    ctx.exit(1 if any(row["state"] == "bad" for row in rows) else 0)
 
 
 Finding = tuple[str, str, str]
@@ -75,20 +85,30 @@ def _plugins() -> Iterator[Finding]:
 
 
 def _results(results: Path) -> Iterator[Finding]:
-    from bench.store import MARKER, Store
+    from bench.inspection import inspect
+    from bench.store import MARKER, Store, looks_like_results
 
-    if not (results / MARKER).exists():
+    if not (results / MARKER).exists() and not looks_like_results(results):
         yield "ok", "results", f"none yet in {str(results)!r}"
         return
     try:
-        store = Store(results)
-        trials, open_trials = store.trials(), store.unfinished()
-        store.curves()
+        findings = inspect(results)
     except BenchError as error:
         yield "bad", "results", error.message
         return
-    yield "ok", "results", f"{len(trials)} trials in {str(results)!r}"
-    if open_trials:
-        yield "warn", "results", f"{len(open_trials)} trials have no measurement yet: bench resume --results {results}"
+    damage = [finding for finding in findings if finding.damaged]
+    for finding in damage:
+        yield "bad", "results", f"{finding.path}: {finding.what} (repair: {finding.remedy})"
+    for note, count in Counter(finding.what for finding in findings if not finding.damaged).items():
+        first = next(finding.path for finding in findings if finding.what == note)
+        yield "ok", "results", f"{first}{f' and {count - 1} more' if count > 1 else ''}: {note}"
+    if damage:
+        yield "bad", "results", f"{len(damage)} things are damaged: bench repair --results {results}"
+    else:
+        store = Store(results)
+        yield "ok", "results", f"{len(store.trials())} trials in {str(results)!r}"
+        if open_trials := store.unfinished():
+            words = f"{len(open_trials)} trials have no measurement yet: bench resume --results {results}"
+            yield "warn", "results", words
     free = shutil.disk_usage(results).free
     yield "ok" if free > 1e9 else "warn", "disk", f"{free / 1e9:.1f} GB free"

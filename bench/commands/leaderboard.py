@@ -12,7 +12,7 @@ import click
 
 from bench.commands import _figures_text as texts
 from bench.commands._options import format_option, results_option
-from bench.commands._print import bytes_text, show_table
+from bench.commands._print import bytes_text, echo, show_table, words
 from bench.errors import BadValue
 from bench.trial import OUTCOMES
 
@@ -92,7 +92,7 @@ def _write(store: Store) -> None:
 
 # -- one board -------------------------------------------------------------------------------------------------------
 def _show(board: Board, form: str) -> None:
-    click.echo(texts.heading(board.shared, form))
+    echo(texts.heading(board.shared, form))
     records = board.records()
     lines = [_line(row, board.shared) for row in records]
     told = {key: key for key in lines[0] if any(line[key] not in {"", "-"} for line in lines)}
@@ -102,9 +102,9 @@ def _show(board: Board, form: str) -> None:
     show_table(table, form, fold=[told[key] for key in FOLDED if key in told])
     for row in records:
         if any(failure in row["outcomes"] for failure in OUTCOMES[3:]):  # more than reached, missed, completed
-            click.echo(f"{row['algorithm']} {row['setting']}".rstrip() + f": {row['outcomes']}")
+            echo(words(f"{row['algorithm']} {row['setting']}".rstrip() + f": {row['outcomes']}", form))
     for note in board.notes:
-        click.echo(f"note: {note}")
+        echo(words(f"note: {note}", form))
     click.echo()
 
 
@@ -173,7 +173,7 @@ def _not_comparable(workload: str, shared: Sequence[Mapping[str, Any]], form: st
         return
     from bench.comparison import WORDS, differing, shown
 
-    click.echo(f"not comparable: the {len(shared)} boards of {workload} differ in\n")
+    echo(words(f"not comparable: the {len(shared)} boards of {workload} differ in", form) + "\n")
     keys = differing(shared)
     show_table([{WORDS.get(key, key): shown(one, key) for key in keys} for one in shared], form, fold=list(WORDS))
     click.echo()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from bench.commands._options import format_option
-from bench.commands._print import show_table
+from bench.commands._print import echo, show_table
 from bench.entry import TRACKS
 from bench.errors import UnknownName
 from bench.registry import Registry
@@ -32,7 +32,7 @@ def command(what: str, track: str | None, form: str) -> None:
             rows = [{key: value for key, value in row.items() if key != "package"} for row in rows]
         show_table(rows, form, fold=["paper", "summary"])
         for broken in registry.broken:
-            click.echo(f"broken: {broken.name} (package {broken.package}): {broken.reason}", err=True)
+            echo(f"broken: {broken.name} (package {broken.package}): {broken.reason}", err=True)
 
 
 def _plugins(registry: Registry, track: str | None) -> list[dict[str, str]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from bench.commands._options import results_option
+from bench.commands._print import echo, printable
 from bench.trial import FAILED
 
 
@@ -21,11 +22,13 @@ def command(ctx: click.Context, results: Path) -> None:
     store = Store(results)
     trials = store.unfinished()
     if not trials:
-        click.echo("nothing to go on with: every trial has its outcome")
+        echo("nothing to go on with: every trial has its outcome")
     failed = False
     for trial in trials:
-        click.echo(f"{trial.algorithm.name} on {trial.workload} {trial.tier}, seed {trial.seed} ... ", nl=False)
+        click.echo(
+            printable(f"{trial.algorithm.name} on {trial.workload} {trial.tier}, seed {trial.seed} ... "), nl=False
+        )
         row = run_trial(trial, store)
-        click.echo(f"{row['outcome']} {row['outcome_reason'] or ''}".rstrip())
+        echo(f"{row['outcome']} {row['outcome_reason'] or ''}".rstrip())
         failed = failed or row["outcome"] in FAILED
     ctx.exit(1 if failed else 0)

@@ -12,7 +12,7 @@ import click
 
 from bench.after_training import PostTier
 from bench.algorithm import TRAINING_SLOTS, Algorithm, slots
-from bench.commands._print import seconds_text, show_table
+from bench.commands._print import echo, seconds_text, show_table
 from bench.errors import UnknownName
 from bench.hyperparameter import domain
 from bench.registry import Registry
@@ -34,19 +34,19 @@ def command(name: str) -> None:
 
 def _algorithm(registry: Registry, cls: type[Algorithm]) -> None:
     entry = registry.algorithms[cls.name]
-    click.echo(f"{entry.name}: {entry.summary}\n")
-    click.echo(f"track    {entry.track}\npaper    {entry.paper}")
-    click.echo(f"package  {registry.packages[entry.name]} {registry.version(entry.name)}")
-    click.echo(f"class    {entry.target}\nslots    {', '.join(slots(cls))}")
+    echo(f"{entry.name}: {entry.summary}\n")
+    echo(f"track    {entry.track}\npaper    {entry.paper}")
+    echo(f"package  {registry.packages[entry.name]} {registry.version(entry.name)}")
+    echo(f"class    {entry.target}\nslots    {', '.join(slots(cls))}")
     if set(slots(cls)) - set(TRAINING_SLOTS):
-        click.echo(f"looks at {cls.information}")
+        echo(f"looks at {cls.information}")
     if cls.needs:
-        click.echo(f"needs    {', '.join(cls.needs)}")
-    click.echo()
-    click.echo(inspect.cleandoc(cls.__doc__ or "") + "\n")
+        echo(f"needs    {', '.join(cls.needs)}")
+    echo()
+    echo(inspect.cleandoc(cls.__doc__ or "") + "\n")
     show_table([_field(cls, field) for field in dataclasses.fields(cls)], "table", fold=["help", "domain"])
     for deviation in cls.deviations:
-        click.echo(f"\nDeviation: {deviation}")
+        echo(f"\nDeviation: {deviation}")
 
 
 def _field(cls: type[Algorithm], field: dataclasses.Field[Any]) -> dict[str, Any]:
@@ -61,16 +61,16 @@ def _field(cls: type[Algorithm], field: dataclasses.Field[Any]) -> dict[str, Any
 
 def _workload(registry: Registry, cls: type[Workload]) -> None:
     entry = registry.workloads[cls.name]
-    click.echo(f"{cls.name} {cls.version}: {entry.summary}\n")
-    click.echo(f"metric   {cls.metric} ({cls.direction})\ndata     {', '.join(cls.sources)}")
-    click.echo(f"package  {registry.packages[cls.name]} {registry.version(cls.name)}\n")
-    click.echo(inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "") + "\n")
+    echo(f"{cls.name} {cls.version}: {entry.summary}\n")
+    echo(f"metric   {cls.metric} ({cls.direction})\ndata     {', '.join(cls.sources)}")
+    echo(f"package  {registry.packages[cls.name]} {registry.version(cls.name)}\n")
+    echo(inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "") + "\n")
     show_table([_tier(name, tier) for name, tier in cls.tiers.items()], "table")
     for name, tier in cls.tiers.items():
-        click.echo(f"\n{name}: reference {_values(tier)}\n  tuning: {tier.tuning}")
-        click.echo(f"  target: {tier.target.how if tier.target else 'none yet'}")
+        echo(f"\n{name}: reference {_values(tier)}\n  tuning: {tier.tuning}")
+        echo(f"  target: {tier.target.how if tier.target else 'none yet'}")
         if isinstance(tier, PostTier):
-            click.echo(f"  points: {'; '.join(map(str, tier.points))}")
+            echo(f"  points: {'; '.join(map(str, tier.points))}")
 
 
 def _tier(name: str, tier: Tier) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -142,6 +143,10 @@ def listing(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else ""
 
 
+LONGEST_ANCHOR = 100
+"""Figures are files that are called after the identifiers of their sections, which strangers' names are part of."""
+
+
 class Anchors:
     """Makes identifiers for the page, no two alike, of letters, digits and hyphens only."""
 
@@ -151,9 +156,16 @@ class Anchors:
     def __call__(self, *words: object) -> str:
         """Return an identifier made of ``words``."""
         text = "-".join(str(word) for word in words if word not in {None, ""}).lower()
-        base = re.sub(r"[^a-z0-9]+", "-", text).strip("-") or "part"
+        base = _cut(re.sub(r"[^a-z0-9]+", "-", text).strip("-") or "part")
         found, suffix = base, 2
         while found in self._taken:
             found, suffix = f"{base}-{suffix}", suffix + 1
         self._taken.add(found)
         return found
+
+
+def _cut(name: str) -> str:
+    """Return a name that is short enough for that of a file; what is left out is told apart by its hash."""
+    if len(name) <= LONGEST_ANCHOR:
+        return name
+    return f"{name[:LONGEST_ANCHOR].rstrip('-')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,19 +12,14 @@ from bench.report import html, write_report
 from bench.report.document import Code, Facts, Gallery, Notes, Page, Picture, Piece, Section, Tabular, pieces, text
 from bench.report.table import Cell, Column, Row, cell, name_cell, table
 
-webdriver = pytest.importorskip("selenium.webdriver")
+pytest.importorskip("selenium.webdriver")
 
-from selenium.webdriver.chrome.service import Service  # noqa: E402 - only where selenium is installed
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 RESULTS = Path(__file__).parents[2] / "results" / "cpu-2"
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(BROWSER is None or DRIVER is None, reason="chromium and chromedriver are not installed"),
-]
+pytestmark = pytest.mark.slow
 
 HOSTILE = '<script>window.broken = 1</script>"><img src=x onerror="window.broken = 2"><svg onload=window.broken=3>'
 VALUES = ["9.5", "–", "10", "∞", "−2", "0.001"]
@@ -82,29 +76,8 @@ def pages(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--no-first-run",
-        f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
-
-
 @pytest.fixture(params=["hand", "real"])
-def opened(request, browser, pages):
+def opened(request, browser, pages, show):
     """The browser with each page open, at desktop size."""
     file = pages / f"{request.param}.html"
     if not file.exists():
@@ -113,19 +86,8 @@ def opened(request, browser, pages):
 
 
 @pytest.fixture
-def hand(browser, pages):
+def hand(browser, pages, show):
     return show(browser, pages / "hand.html")
-
-
-def show(browser, file, width=1280, scheme="light"):
-    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    feature = {"name": "prefers-color-scheme", "value": scheme}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-    browser.get_log("performance")
-    browser.get_log("browser")
-    browser.get(file.as_uri())
-    return browser
 
 
 def column(browser, place):
@@ -175,7 +137,7 @@ def test_the_keyboard_sorts_too(hand):
     assert column(hand, 2) == DOWNWARD
 
 
-def test_a_column_of_the_real_board_sorts_by_its_numbers(browser, pages):
+def test_a_column_of_the_real_board_sorts_by_its_numbers(browser, pages, show):
     if not (pages / "real.html").exists():
         pytest.skip("our own results are not part of this checkout")
     show(browser, pages / "real.html")
@@ -194,7 +156,7 @@ def test_a_column_of_the_real_board_sorts_by_its_numbers(browser, pages):
 
 
 @pytest.mark.parametrize("width", [320, 360, 768, 1280])
-def test_nothing_is_wider_than_the_screen(opened, width):
+def test_nothing_is_wider_than_the_screen(opened, width, show):
     url = opened.current_url
     show(opened, Path(url.removeprefix("file://")), width=width)
     inner, outer = opened.execute_script(
@@ -203,7 +165,7 @@ def test_nothing_is_wider_than_the_screen(opened, width):
     assert inner <= outer <= width
 
 
-def test_text_is_large_enough_for_a_phone(browser, pages):
+def test_text_is_large_enough_for_a_phone(browser, pages, show):
     show(browser, pages / "hand.html", width=360)
     sizes = browser.execute_script(
         "return [...document.querySelectorAll('main p, main td, main li, main dd')]"
@@ -241,7 +203,7 @@ def test_the_policy_would_stop_a_script_that_got_in(hand):
     hand.get_log("browser")
 
 
-def test_colours_follow_the_dark_mode_of_the_system(browser, pages):
+def test_colours_follow_the_dark_mode_of_the_system(browser, pages, show):
     asked = "return ['backgroundColor', 'color'].map((name) => getComputedStyle(document.body)[name])"
     drawn = "return getComputedStyle(document.querySelector('figure svg')).color"
     show(browser, pages / "hand.html", scheme="light")
@@ -253,7 +215,7 @@ def test_colours_follow_the_dark_mode_of_the_system(browser, pages):
     assert (ink, chalk) == (light[1], dark[1]), "figures have the colour of the text"
 
 
-def test_without_scripts_every_table_is_whole(browser, pages):
+def test_without_scripts_every_table_is_whole(browser, pages, show):
     file = pages / "hand.html"
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
@@ -272,7 +234,7 @@ def test_wide_tables_scroll_in_a_box_that_the_keyboard_reaches(hand):
     assert inner > outer
 
 
-def test_tables_with_sentences_are_stacked_on_a_phone(browser, pages):
+def test_tables_with_sentences_are_stacked_on_a_phone(browser, pages, show):
     show(browser, pages / "hand.html", width=360)
     shown = browser.execute_script("return getComputedStyle(document.querySelector('#sorted tbody tr')).display")
     label = browser.execute_script(

@@ -56,6 +56,10 @@ EXHAUSTED = {
     "hoards-host": ("out_of_memory", "MemoryError"),
     "hoards-device": ("out_of_memory", "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."),
     "diverges": ("diverged", "loss is nan"),
+    "nan-loss": ("diverged", "loss is nan"),
+    "infinite-loss": ("diverged", "loss is nan"),
+    "nan-gradient": ("diverged", "loss is nan"),
+    "infinite-gradient": ("diverged", "loss is nan"),
 }
 
 

@@ -1,4 +1,4 @@
-"""What every plugin of the fine-tuning track does, ours and strangers', and what their layers do on any model."""
+"""What every plugin of the fine-tuning track does besides the checks of bench.conformance, and what their layers do."""
 
 # Slots take their contract's arguments, used or not.
 # ruff: noqa: ARG002
@@ -21,7 +21,6 @@ from torch import nn
 
 from bench import Registry, Role, Run
 from bench.algorithm import slots
-from bench.checkpoint import read, restore, save
 from bench.errors import BadValue, SlotMismatch
 from bench.plugins import peft
 from bench.plugins.peft._base import FineTuning
@@ -146,22 +145,6 @@ def test_the_learning_rate_is_searched_over_four_decades_around_the_default_and_
     assert math.sqrt(search.low * search.high) == pytest.approx(fields["lr"].default)
 
 
-@every_plugin
-def test_the_adapted_model_is_the_base_at_first(name, micro, reading):
-    parts = micro.parts(REGISTRY.algorithm(name), workload=reading)
-    torch.testing.assert_close(parts.model(tokens()), reader()(tokens()), rtol=1e-5, atol=1e-5)
-
-
-@every_plugin
-def test_training_lowers_the_loss_and_moves_only_what_is_trainable(name, micro, reading):
-    parts = micro.parts(REGISTRY.algorithm(name), workload=reading)
-    before = {key: p.detach().clone() for key, p in parts.model.named_parameters()}
-    evaluations = micro.train(parts, reading)
-    assert evaluations[-1].metrics["loss"] < evaluations[0].metrics["loss"]
-    for key, parameter in parts.model.named_parameters():
-        assert parameter.requires_grad != torch.equal(parameter, before[key]), key
-
-
 @every_adapter
 def test_new_parameters_are_adapters_and_the_pretrained_ones_are_frozen_but_for_the_head_that_the_workload_trains(
     name, micro, reading
@@ -235,17 +218,6 @@ def test_a_merged_model_is_the_adapted_one_and_an_ordinary_model_again(name, mic
 
 
 @every_plugin
-def test_a_run_that_is_resumed_from_a_checkpoint_ends_in_the_same_bits(name, micro, reading, tmp_path):
-    whole = trained(name, micro, reading)
-    first, second = (micro.parts(REGISTRY.algorithm(name), workload=reading) for _ in range(2))
-    micro.train(first, reading, stop_at=6)
-    save(tmp_path / "checkpoint.pt", first, {})
-    restore(read(tmp_path / "checkpoint.pt"), second)
-    micro.train(second, reading, start=6)
-    assert micro.equal(micro.weights(second), micro.weights(whole))
-
-
-@every_plugin
 def test_a_saved_adapter_on_the_base_model_gives_the_same_bits(name, micro, reading):
     parts = trained(name, micro, reading)
     file = io.BytesIO()
@@ -254,25 +226,6 @@ def test_a_saved_adapter_on_the_base_model_gives_the_same_bits(name, micro, read
     fresh = micro.parts(REGISTRY.algorithm(name), workload=reading, seed=0).model
     load_adapter(fresh, torch.load(file, weights_only=True))
     assert torch.equal(fresh(tokens()), parts.model(tokens()))
-
-
-@every_plugin
-def test_shapes_and_bytes_are_known_on_the_meta_device(name):
-    real, meta = reader(), copy.deepcopy(reader()).to("meta")
-    run = Run(seed=0, steps=1, roles=roles_of(real))
-    on_meta = Run(seed=0, steps=1, roles=roles_of(real), device=torch.device("meta"))
-    algorithm = REGISTRY.algorithm(name)
-    left, right = algorithm.adapt(real, run), algorithm.adapt(meta, on_meta)
-    assert right(tokens().to("meta")).shape == (6, 3)
-    for one, other in zip(
-        left.state_dict(keep_vars=True).items(), right.state_dict(keep_vars=True).items(), strict=True
-    ):
-        assert one[0] == other[0]
-        assert (one[1].shape, one[1].dtype, one[1].requires_grad) == (
-            other[1].shape,
-            other[1].dtype,
-            other[1].requires_grad,
-        )
 
 
 @every_adapter

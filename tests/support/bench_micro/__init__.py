@@ -46,14 +46,72 @@ EXHAUSTING = (
     "hoards-host:HoardsHost",
     "hoards-device:HoardsDevice",
     "diverges:Diverges",
+    "grows:Grows",
+    "nan-loss:NanLoss",
+    "infinite-loss:InfiniteLoss",
+    "nan-gradient:NanGradient",
+    "infinite-gradient:InfiniteGradient",
 )
 STATEFUL = ("wanders:Wanders", "blurs:Blurs", "lacks-micro-batches:LacksMicroBatches")
+
+HOSTILE = (
+    "sets-dtype:SetsDtype",
+    "sets-threads:SetsThreads",
+    "sets-device:SetsDevice",
+    "stops-gradients:StopsGradients",
+    "sets-threads-in-forward:SetsThreadsInForward",
+    "stops-collector:StopsCollector",
+    "takes-signals:TakesSignals",
+    "moves-cores:MovesCores",
+    "patches-clock:PatchesClock",
+    "turns-clock-back:TurnsClockBack",
+    "patches-loss:PatchesLoss",
+    "patches-defaults:PatchesDefaults",
+    "patches-method:PatchesMethod",
+    "patches-harness:PatchesHarness",
+    "patches-constant:PatchesConstant",
+    "patches-workload:PatchesWorkload",
+    "leaves-thread:LeavesThread",
+    "leaves-raw-thread:LeavesRawThread",
+    "leaves-process:LeavesProcess",
+    "joins-threads:JoinsThreads",
+    "learns-in-evaluation:LearnsInEvaluation",
+    "counts-in-evaluation:CountsInEvaluation",
+    "draws-from-torch:DrawsFromTorch",
+    "draws-from-numpy:DrawsFromNumpy",
+    "draws-from-python:DrawsFromPython",
+    "reseeds:Reseeds",
+    "writes-batch:WritesBatch",
+    "adds-to-batch:AddsToBatch",
+    "writes-batch-late:WritesBatchLate",
+    "reads-results:ReadsResults",
+    "lists-results-quietly:ListsResultsQuietly",
+    "reads-results-in-forward:ReadsResultsInForward",
+    "reads-command:ReadsCommand",
+    "calls-home:CallsHome",
+    "sees-objects:SeesObjects",
+    "walks-frames:WalksFrames",
+    "walks-traceback:WalksTraceback",
+    "traces:Traces",
+    "listens-in:ListensIn",
+    "writes-outside:WritesOutside",
+    "removes-outside:RemovesOutside",
+    "leaves-traces:LeavesTraces",
+    "uses-the-library:UsesTheLibrary",
+)
 
 
 @hookimpl
 def bench_algorithms() -> list[Entry]:
-    twin = ("adamw-twin:AdamWTwin",)
-    modules = {"faulty": FAULTY, "late": LATE, "exhausting": EXHAUSTING, "stateful": STATEFUL, "twin": twin}
+    modules = {
+        "faulty": FAULTY,
+        "late": LATE,
+        "exhausting": EXHAUSTING,
+        "stateful": STATEFUL,
+        "twin": ("adamw-twin:AdamWTwin",),
+        "hostile": HOSTILE,
+        "patching": ("patches-at-import:PatchesAtImport",),
+    }
     return [
         Entry(
             name=name,

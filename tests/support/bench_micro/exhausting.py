@@ -70,3 +70,71 @@ class Diverges(Algorithm):
 
     def freezer(self, model, run):
         return lambda step: model.hidden.weight.data.mul_(torch.inf) if step == 10 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grows(Algorithm):
+    """Keeps 64 MiB more with every step, until there is no more."""
+
+    name = "grows"
+
+    def freezer(self, model, run):
+        kept = []
+        return lambda step: kept.append(torch.ones(2**24))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NanLoss(Algorithm):
+    """Weighs the examples of one batch by no number."""
+
+    name = "nan-loss"
+    weight = torch.nan
+
+    def selector(self, run):
+        calls = []
+
+        def select(batch, model):
+            calls.append(1)
+            return {**batch, "weights": torch.full((len(batch["labels"]),), self.weight if len(calls) == 10 else 1.0)}
+
+        return select
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfiniteLoss(NanLoss):
+    """Weighs the examples of one batch without bound."""
+
+    name = "infinite-loss"
+    weight = torch.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class NanGradient(Algorithm):
+    """Makes one entry of one gradient no number, once."""
+
+    name = "nan-gradient"
+    value = torch.nan
+
+    def freezer(self, model, run):
+        def spoil(gradient):
+            spoiled = gradient.clone()
+            spoiled.view(-1)[0] = self.value
+            return spoiled
+
+        handles = []
+
+        def freeze(step):
+            if step == 10:
+                handles.append(model.hidden.weight.register_hook(spoil))
+            if step == 11:
+                handles.pop().remove()
+
+        return freeze
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfiniteGradient(NanGradient):
+    """Makes one entry of one gradient infinite, once."""
+
+    name = "infinite-gradient"
+    value = torch.inf
