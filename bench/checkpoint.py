@@ -43,7 +43,7 @@ def read(path: Path) -> dict[str, Any]:
         raise BadStore(f"the checkpoint of this trial cannot be read: {fault}")
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - what a damaged file makes the library raise is no closed set
+    except Exception as error:  # what a damaged file makes the library raise is no closed set
         raise BadStore(f"the checkpoint of this trial cannot be read: {type(error).__name__}") from error
     return content
 

@@ -34,9 +34,9 @@ def cannot_write(path: Path, error: OSError) -> CannotWrite:
 
 
 def plain(path: Path) -> Path:
-    """Return ``path``, which is about to be read; raise ``OSError`` where a pipe, which may wait for ever, or a device is.
+    """Return ``path``, which is about to be read, unless a device or a pipe, which may wait for ever, is there.
 
-    A folder is left to the reader, whose error names it.
+    Then ``OSError`` is raised; a folder is left to the reader, whose error names it.
     """
     kind = path.stat().st_mode
     if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
 SCHEMAS = {"trials": record.TRIALS, "curves": record.CURVES}
 
+REQUIRED = {
+    "trials": ("trial_id", "algorithm", "hyperparameters", "fillers", "workload", "data_sha256", "outcome"),
+    "curves": ("trial_id", "step"),
+}
+"""The columns of each table that readers take for granted in every row."""
+
 
 class NewerSchema(BadStore):
     """A table of a later version of bench: not damaged, and not to be read here."""
@@ -57,11 +63,14 @@ def read(path: Path, name: str) -> pa.Table:
 
 def read_as_stored(path: Path, name: str) -> pa.Table:
     """Return a file of the table ``name`` with the columns that it has; raises as :func:`read` does."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(plain(path), page_checksum_verification=True) as file:
+        content = pa.BufferReader(plain(path).read_bytes())  # a path that is no UTF-8 is nothing for Arrow itself
+        with pq.ParquetFile(content, page_checksum_verification=True) as file:
             table = file.read(use_threads=False)  # for so few rows threads take longer to start than to read
+        table.validate(full=True)  # a flipped bit may leave what is no text, or an offset outside its buffer
         facts = table.schema.metadata or {}
         digest = _digest(table, name) if _DIGEST in facts else None
     except Exception as error:  # noqa: BLE001 - what a damaged file makes the library raise is no closed set
@@ -112,7 +121,7 @@ def _complete(path: Path, table: pa.Table, name: str) -> pa.Table:
 
 def _fault_of(table: pa.Table, name: str) -> str:
     """Return what every reader of the table relies on and finds otherwise; an empty text where nothing is."""
-    lacking = [column for column in record.REQUIRED[name] if table.column(column).null_count]
+    lacking = [column for column in REQUIRED[name] if table.column(column).null_count]
     if lacking:
         return f"{lacking[0]} is null"
     for column, is_sound in _JSON.items() if name == "trials" else ():

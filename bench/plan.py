@@ -13,6 +13,7 @@ from bench.assembly import check_fit, fill
 from bench.context import derive_seed
 from bench.devices import DeviceClass, detect, parse_device
 from bench.errors import BadValue
+from bench.guards.names import kept
 from bench.hyperparameter import Log, search_space
 from bench.protocol import DIMENSIONS, Point, Protocol, at, protocol
 from bench.record import TRIALS
@@ -75,6 +76,7 @@ class Plan:
         ]
 
 
+@kept()  # it imports the algorithms
 def make_plan(registry: Registry, request: Request) -> Plan:
     """Resolve ``request``; every name and value is checked here, before anything runs."""
     rules = protocol(request.protocol)

@@ -137,13 +137,6 @@ FACTS = (
 NOT_FINITE = ("nan", "inf", "-inf")
 """The texts as which numbers that are not finite travel, since JSON has none."""
 
-_MAY_LACK = {"origin", "device_listed", "reference", "is_reference", "information", "base_sha256"}
-REQUIRED = {
-    "trials": (*(name for name, _ in IDENTITY if name not in _MAY_LACK), "outcome"),
-    "curves": ("trial_id", "step"),
-}
-"""The columns of each table that are null in no row."""
-
 SINCE_2 = {"origin": None, "phase": "measure", "reference": None, "is_reference": None, "evaluations_to_target": None}
 """The columns that schema version 2 added, with what a row of version 1 has in them."""
 

@@ -221,7 +221,7 @@ def locate(module: str) -> ModuleSpec | None:
             found = (finder.find_spec(name, path) for finder in sys.meta_path)
             spec = next((one for one in found if one is not None), None)
         path = None if spec is None else spec.submodule_search_locations
-        if spec is not None and path is not None and spec.origin is None:  # a namespace has no code, and this path only then
+        if spec is not None and path is not None and spec.origin is None:  # a namespace: only its import tells its path
             path = importlib.import_module(name).__path__
         if path is None and name != module:  # nothing is below a module that is no package
             return None

@@ -62,12 +62,11 @@ def work(path: Path) -> dict[str, Any]:
     with locked(folder / "lock", f"another process runs the trial {trial.trial_id} now"), Watch.over_process() as watch:
         log, registry = EventLog(folder), Registry()
         outcome, reason, cost = _guarded(trial, folder, log, registry, watch)
-        unwritable = outcome == UNWRITABLE
-        outcome = "interrupted" if unwritable else outcome
-        log.write("finished", outcome=outcome, reason=reason, at=provenance.now(), cost=cost)
+        told = "interrupted" if outcome == UNWRITABLE else outcome
+        log.write("finished", outcome=told, reason=reason, at=provenance.now(), cost=cost)
         row = store.finalise(trial)
         tell(registry.hooks.hook.bench_finished, trial=trial.model_dump(mode="json"), record=row)
-    if unwritable:
+    if outcome == UNWRITABLE:
         raise CannotWrite(reason, hint="see to that, then give the same command again: it goes on where it stopped")
     return row
 
@@ -91,7 +90,7 @@ def _guarded(
         cost = session.recorder.cost() if session is not None else {}
         if outcome not in {"interrupted", UNWRITABLE}:
             for name in ("checkpoint.pt", "checkpoint.tmp"):  # the second is what a kill in mid-writing leaves
-                with contextlib.suppress(OSError):  # doctor finds it, and nothing reads it again
+                with contextlib.suppress(OSError):  # bench doctor finds it
                     (folder / name).unlink(missing_ok=True)
         return outcome, reason, cost | vars_of(nvml.finish())
 

@@ -13,6 +13,7 @@ import torch
 
 from bench import Algorithm, hyper
 from bench.checkpoint import random_state, read, restore, save, seed_random_state, set_random_state
+from bench.errors import CannotWrite
 
 
 class Cycle:

@@ -137,6 +137,38 @@ def test_a_plugin_that_cannot_be_listed_is_kept_with_its_reason(modules, light, 
     assert why in reason(listed(modules, light))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        (
+            "'signum'",
+            "'two\\nlines'",
+            "the name of an entry is 'two\\nlines' (str); it must be one line of printable text",
+        ),
+        ("'signum'", "3", "the name of an entry is 3 (int)"),
+        ("'optimizer'", "['schedule']", "the track of an entry is ['schedule'] (list)"),
+        ("'stranger_code:Signum'", "None", "the target of an entry is None (NoneType)"),
+    ],
+)
+def test_an_entry_that_no_listing_can_show_is_broken(modules, old, new, why):
+    light = entry().replace(old.replace("'", '"'), new).replace(old, new)
+    assert light != entry()
+    assert why in reason(listed(modules, light))
+
+
+def test_listing_runs_no_code_of_the_packages_above_a_target(modules, monkeypatch, tmp_path):
+    package = tmp_path / "loud_package"
+    (package / "inner").mkdir(parents=True)
+    for folder in (package, package / "inner"):
+        (folder / "__init__.py").write_text("raise RuntimeError('ran')\n", encoding="utf-8")
+    (package / "inner" / "code.py").write_text("", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry = listed(modules, entry(target="loud_package.inner.code:Signum"))
+    assert registry.broken == []
+    assert "signum" in registry.algorithms
+    assert "loud_package" not in sys.modules
+
+
 def test_a_broken_plugin_stops_nothing_else(modules):
     modules("stranger_light", entry())
     modules("stranger_code", CLASS)

@@ -404,6 +404,8 @@ def test_a_file_that_is_no_protocol_is_named(results, text):
 
 def foreign(**values):
     row = dict.fromkeys(TRIALS.names) | {"schema_version": SCHEMA_VERSION, "trial_id": "f" * 20, "origin": "elsewhere"}
+    row |= {"algorithm": "theirs", "hyperparameters": "{}", "fillers": "[]", "workload": "micro"}
+    row |= {"data_sha256": "d" * 64, "outcome": "missed"}
     return pa.Table.from_pylist([row | values], schema=TRIALS)
 
 

@@ -54,6 +54,7 @@ FACTS = {
     "is_reference": False,
     "budget_factor": 1.0,
     "stop_at_target": False,
+    "reproduces": None,
 }
 
 
@@ -121,6 +122,7 @@ INCIDENTAL = [
     (("is_reference",), True),
     (("budget_factor",), 1.5),  # a rule of the protocol, whose hash is in the identity
     (("stop_at_target",), True),
+    (("reproduces",), "e" * 64),  # said of it later
 ]
 
 

@@ -7,7 +7,8 @@ from bench.bundle.choice import SEEDS
 from bench.bundle.contents import Bundle, Run, read
 from bench.bundle.packing import pack
 from bench.bundle.reproduction import Reproduction, Wanted, reproduce
-from bench.bundle.verdict import RULES, Verdict
+from bench.bundle.rules import RULES
+from bench.bundle.verdict import Verdict
 from bench.bundle.verification import verify
 
 __all__ = [

@@ -97,13 +97,9 @@ def reproduce(
     rows = {folder: store.finished(trial) for folder, trial in trials.items()}
     quantities = tuple(_compare(choice, rows))
     decision = overall(quantities)
-    facts = _facts(bundle, choice, rows, trials) | {
-        "network": not offline,
-        "source": "bundle" if foreign else "installed",
-    }
-    found = Reproduction(
-        verified=verified, decision=decision, quantities=quantities, facts=facts | {"salt": wanted.salt}
-    )
+    facts = _facts(bundle, choice, rows, trials)
+    facts |= {"network": not offline, "source": "bundle" if foreign else "installed", "salt": wanted.salt}
+    found = Reproduction(verified=verified, decision=decision, quantities=quantities, facts=facts)
     _write(store, bundle, found, trials)
     return found
 

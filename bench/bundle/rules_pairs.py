@@ -16,7 +16,7 @@ from bench.workload import TrainingWorkload
 
 EVALUATION_FACTOR, CHANGED_FACTOR = 1.5, 4.0
 """How many times as long an evaluation may take as the reference's: of the same model, and of one that the algorithm
-changed. Over the seeds of this project's 60 rows the medians are 0.6 to 1.13, and up to 2.3 for changed models."""
+changed. Over the seeds of this project's own rows the medians are 0.6 to 1.13, and up to 2.3 for changed models."""
 
 CHANGES_MODEL = frozenset({"adapt", "finish", "learner", "compress", "compensate", "merge"})
 """The slots after which the model that is evaluated may be another one."""

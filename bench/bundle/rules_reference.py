@@ -90,11 +90,12 @@ def _sources(case: Case, bundle: Bundle, registry: Registry) -> Iterator[Finding
     assert case.workload is not None, "check() returned otherwise"
     for name in case.workload.tier.reference:
         said = bundle.manifest.algorithms.get(name)
-        if said is None or name not in registry.algorithms:
-            continue
+        if said is None:
+            continue  # nothing of it took part
         try:
             installed = facts_of(registry, name)
         except BenchError:
+            yield found("reference-version", part=name, said=said.version, found="none that works")
             continue
         if said == installed:
             continue
@@ -107,14 +108,12 @@ def _sources(case: Case, bundle: Bundle, registry: Registry) -> Iterator[Finding
 def _interval(case: Case, group: Group, registry: Registry) -> Iterator[Finding]:
     """Hold what the reference needed against the stored interval of as many new seeds."""
     assert case.workload is not None, "check() returned otherwise"
-    trial = group.runs[0].trial
-    if (
-        group.algorithm != trial.reference
-        or not group.counted
-        or any(p.name not in case.workload.tier.reference for p in trial.fillers)
-    ):
+    trial, tier = group.runs[0].trial, case.workload.tier
+    if group.algorithm != trial.reference or not group.counted:
         return
-    stored = stored_intervals(registry, case.workload)
+    alone = all(part.name in tier.reference for part in trial.fillers)
+    usual = trial.data.source == tier.source and not trial.data.models and trial.data.tokenizer is None
+    stored = stored_intervals(registry, case.workload) if alone and usual else []
     own = [one for one in stored if (one.algorithm, one.protocol) == (group.algorithm, trial.protocol.name)]
     if not own:
         yield found("reference-unknown", case=case.name, reference=group.algorithm)

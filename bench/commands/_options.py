@@ -42,7 +42,7 @@ def run_options(command: F) -> F:
             click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set a hyperparameter."),
             click.option("--with", "with_plugins", multiple=True, metavar="P", help="Fill another slot by P."),
             click.option("--protocol", default="quick", show_default=True, metavar="NAME", help="Tuning protocol."),
-            click.option("--seed", type=click.IntRange(0), metavar="N", help="Run this seed only."),
+            click.option("--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="Run this seed only."),
             click.option("--seeds", type=click.IntRange(1, 1000), metavar="N", help="Run seeds 0 to N-1."),
             click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:i]", help="Where to train."),
             click.option("--data", "source", metavar="SOURCE", help="Data source; bench show WORKLOAD lists them."),

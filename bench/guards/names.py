@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from bench.errors import GuardTripped
 from bench.guards.hook import listen
@@ -35,7 +34,6 @@ _HOOKS = frozenset({"excepthook", "displayhook", "unraisablehook", "breakpointho
 _IDLE = frozenset({"__class__", "__signature__", "__loader__", "__build_class__", "_"})
 _MEMBERS = (property, staticmethod, classmethod)
 _CONSTANTS = (bool, int, float, str, tuple, frozenset, Path)
-_TORCH_FILES = str(Path(torch.__file__).parent)
 _OURS, _NOT_OURS = "bench", ("bench.plugins", "bench.workloads")
 _BODY = frozenset({"__code__", "__defaults__", "__kwdefaults__"})
 _REWRITTEN: list[tuple[int, str]] = []
@@ -50,6 +48,7 @@ class _Space:
     """
 
     label: str
+    owner: Any
     namespace: Mapping[str, Any]
     behind: Sequence[Mapping[str, Any]]
     members: dict[str, Any] = field(default_factory=dict)
@@ -68,6 +67,12 @@ class _Space:
             if isinstance(function, types.FunctionType):
                 self.functions[id(function)] = name  # alive as long as its member is
         return self
+
+    def put_back(self) -> None:
+        """Let every name stand for what it stood for, as far as it can be told."""
+        for name, old in self.members.items():
+            if self.namespace.get(name) is not old:
+                setattr(self.owner, name, old)
 
     def change(self) -> str:
         """Return in words the first name that stands for something else now, empty if none does."""
@@ -96,14 +101,15 @@ class _Space:
 class Names:
     """The names of this process as they stood; new ones are nobody's concern."""
 
-    def __init__(self) -> None:
+    def __init__(self, foreign: Sequence[str] = (*_PYTHON, *_TORCH, *_NUMPY)) -> None:
+        self._foreign = foreign
         _REWRITTEN.clear()
         self._spaces: dict[str, _Space] = {}
         self.grow()
 
     def grow(self) -> None:
         """Note the modules of this package that were loaded since, and the classes in them."""
-        for name in (*_PYTHON, *_TORCH, *_NUMPY, *_loaded()):
+        for name in (*self._foreign, *_loaded()):
             module = sys.modules.get(name)
             if module is not None and name not in self._spaces:
                 self.add(module)
@@ -111,7 +117,7 @@ class Names:
     def add(self, module: types.ModuleType) -> None:
         """Note a module and the classes that are defined in its package."""
         label, ours = module.__name__, module.__name__.split(".")[0] == _OURS
-        self._spaces[label] = _Space(label, vars(module), (vars(builtins),)).take(constants=ours)
+        self._spaces[label] = _Space(label, module, vars(module), (vars(builtins),)).take(constants=ours)
         for value in list(vars(module).values()):
             if isinstance(value, type) and value.__module__.split(".")[0] == label.split(".")[0]:
                 self.add_class(value, constants=ours)
@@ -121,7 +127,7 @@ class Names:
         label = f"{cls.__module__}.{cls.__qualname__}"
         if label not in self._spaces:
             bases = tuple(vars(base) for base in cls.__mro__[1:])
-            self._spaces[label] = _Space(label, vars(cls), bases).take(constants=constants)
+            self._spaces[label] = _Space(label, cls, vars(cls), bases).take(constants=constants)
 
     def check(self, who: str) -> None:
         """Raise :class:`~bench.errors.GuardTripped` if a name stands for something else now; then note new modules."""
@@ -129,6 +135,24 @@ class Names:
             if what := space.change():
                 raise GuardTripped(f"{who} changed {what}")
         self.grow()
+
+    def put_back(self) -> None:
+        """Undo what was done to the names since."""
+        for space in self._spaces.values():
+            space.put_back()
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Undo what the body, which imports plugins, does to Python and this package.
+
+    For a process that goes on to serve other trials: the worker of each trial finds out and says so.
+    """
+    names = Names(_PYTHON)
+    try:
+        yield
+    finally:
+        names.put_back()
 
 
 def _loaded() -> Iterator[str]:
@@ -145,8 +169,8 @@ def _on_set(function: Any = None, name: str = "", *_: Any) -> None:
 def _is_torch_wrapping(old: Any, new: Any) -> bool:
     """Whether torch itself put a wrapper around ``old``, as it does to the step of each class of optimizers."""
     for _ in range(8):
-        code = getattr(new, "__code__", None)
-        if code is None or not code.co_filename.startswith(_TORCH_FILES):
+        code, torch = getattr(new, "__code__", None), sys.modules.get("torch")
+        if code is None or torch is None or not code.co_filename.startswith(str(Path(str(torch.__file__)).parent)):
             return False
         new = getattr(new, "_torchdynamo_orig_callable", None) or getattr(new, "__wrapped__", None)
         if new is old:

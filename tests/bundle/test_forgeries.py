@@ -7,8 +7,9 @@ from datetime import datetime, timedelta
 import pytest
 
 from bench.bundle import RULES, verify
-from bench.bundle.verdict import REJECT
+from bench.bundle.rules import REJECT
 from bench.clock import SECTIONS
+from bench.registry import Registry
 
 pytestmark = pytest.mark.usefixtures("tables_read_here")
 ENTRANT, REFERENCE = "sgd", "adamw"
@@ -529,6 +530,17 @@ CASES = [
 ELSEWHERE = {"reference-unknown", "time-not-ranked"}
 """Rules whose findings other tests of this folder bring about."""
 
+OPEN = (
+    bring_rules_of_ones_own,
+    use_an_unknown_workload,
+    use_data_of_ones_own,
+    use_a_reference_of_another_version,
+    use_another_bench,
+    be_twice_as_good,
+    add_a_second_setting,
+)
+"""What breaks no rule and cannot be decided from the file."""
+
 
 @pytest.mark.parametrize("protocol", FORGERIES)
 def test_an_honest_bundle_is_accepted(honest, registry, protocol):
@@ -548,9 +560,28 @@ def test_a_forgery_is_told_with_its_reason(tmp_path, forge, registry, protocol, 
         assert verdict.verdict == "reject"
         assert any(reason.startswith(f"{rule}: ") for reason in verdict.reasons)
     elif effect == "needs reproduction":
-        assert verdict.verdict != "accept"
+        assert verdict.verdict == ("needs reproduction" if forgery in OPEN else "reject"), verdict.reasons
     else:
         assert any(note.startswith(f"{rule}: ") for note in verdict.notes)
+
+
+def test_without_a_stored_interval_the_reference_is_to_be_reproduced(forge, tmp_path, registry, monkeypatch):
+    monkeypatch.setattr("bench.bundle.rules_reference.stored_intervals", lambda *_: [])
+    verdict = verify(forge().write(tmp_path / "honest.zip"), registry)
+    assert verdict.verdict == "needs reproduction"
+    (reason,) = verdict.reasons
+    assert (
+        reason
+        == "reference-unknown: llama-c4 tiny, default, cpu-2: no interval of adamw is stored for this tier and protocol"
+    )
+
+
+def test_without_the_installed_reference_it_is_not_taken_at_its_word(forge, tmp_path, registry):
+    others = Registry()
+    del others.algorithms["warmup-linear"]
+    verdict = verify(forge().write(tmp_path / "honest.zip"), others)
+    assert verdict.verdict == "needs reproduction"
+    assert any("warmup-linear is of version" in reason for reason in verdict.reasons)
 
 
 def test_every_rule_has_its_forgery():

@@ -119,7 +119,7 @@ ALSO = {
         RESUMED,
     },
     "salted": {"adapt/randomness-from-the-run", REPEATED, RESUMED},
-    "counts-selections": {"selector/randomness-from-the-run", "selector/resumes-bit-for-bit", REPEATED},
+    "counts-selections": {"selector/randomness-from-the-run", "selector/resumes-bit-for-bit", REPEATED, RESUMED},
     "pruning-counts": {
         f"compression/{name}"
         for name in ("randomness-from-the-run", "nothing-kept-on-the-algorithm", "result-can-be-trained")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import math
 import os
 import re
 import signal
@@ -213,6 +214,7 @@ def test_breaches_hurt_no_other_trial_and_the_same_command_goes_on(bench_here):
         "patches-at-import": "error",
         "patches-clock": "error",
     }
+    assert math.isfinite(math.nan) is False, "the process of the command is as it was"
     reason = table.outcome_reason["patches-at-import"]
     assert reason.startswith(
         "importing patches-at-import changed math.isfinite from math.isfinite to bench_micro.patch"

@@ -54,6 +54,4 @@ def test_a_plugin_is_created_built_installed_tested_checked_run_packed_and_verif
     bench.sites.remove(site)  # what a reviewer has: the bundle alone
     verified = bench("verify", "sign-descent.zip", "--format", "json")
     verdict = json.loads(verified.stdout)
-    # The records are in order; but no reference interval of a toy is kept, against which the machine could be judged.
-    assert (verified.returncode, verdict["verdict"]) == (4, "needs reproduction"), verdict
-    assert [reason.partition(":")[0] for reason in verdict["reasons"]] == ["reference-unknown"]
+    assert (verified.returncode, verdict["verdict"], verdict["reasons"]) == (0, "accept", [])

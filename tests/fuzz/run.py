@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fuzzing.program import main  # noqa: E402 - found only now
+from fuzzing.program import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import math
 import time
 import types
 
@@ -14,7 +16,7 @@ from torch import nn
 import bench.clock
 import bench.worker
 from bench.errors import GuardTripped
-from bench.guards.names import Names
+from bench.guards.names import Names, kept
 
 CHANGES = {
     "a builtin": (time, "perf_counter", lambda: 0.0),
@@ -95,6 +97,18 @@ def test_step_that_torch_itself_wraps_is_left_alone():
     Fresh.step = functools.wraps(before)(lambda *_: None)  # a wrapper, but none of torch's
     with pytest.raises(GuardTripped, match=r"Fresh\.step from"):
         names.check("somebody")
+
+
+def test_what_the_import_of_a_plugin_does_to_the_process_of_the_command_is_undone(monkeypatch):
+    isfinite, columns = math.isfinite, bench.clock.Clock.columns
+    monkeypatch.setattr(math, "isfinite", isfinite)  # whatever happens here, it is put back
+    monkeypatch.setattr(bench.clock.Clock, "columns", columns)
+    with contextlib.suppress(KeyError), kept():
+        math.isfinite = lambda _: True
+        bench.clock.Clock.columns = lambda _: {}
+        raise KeyError
+    assert math.isfinite is isfinite
+    assert bench.clock.Clock.columns is columns
 
 
 def test_modules_of_the_harness_that_are_loaded_later_are_noted_when_they_are_first_seen(monkeypatch):

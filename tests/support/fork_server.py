@@ -79,6 +79,8 @@ def become(arguments: list[str], output: int) -> None:
     try:
         os.dup2(output, 1)
         os.dup2(output, 2)
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8")
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", buffering=1)
         sys.argv = ["bench", *arguments]
         signal.signal(signal.SIGINT, signal.default_int_handler)
         code = main(arguments)

@@ -25,7 +25,7 @@ MOUNT = 'mount -t tmpfs -o size=4m none "$1" && shift && exec "$@"'
 
 VARYING = {name for name, _ in COST if name.endswith("_s") or name.startswith("calibration")}
 VARYING |= {"contended", "rss_peak_bytes", "time_to_target_s", "time_to_target_interpolated_s"}
-VARYING |= {"attempts", "started_at", "finished_at", "command_line", "git_sha", "git_dirty"}
+VARYING |= {"attempts", "started_at", "finished_at", "command_line", "git_sha", "git_dirty", "threads"}
 """The columns of ``trials`` in which a run that was disturbed may differ from one that was not; no others."""
 
 CURVE_VARYING = {"time_s", "wall_s"}

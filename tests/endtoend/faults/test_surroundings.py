@@ -56,7 +56,7 @@ def undisturbed(server, tmp_path_factory) -> Path:
 
 # -- names -------------------------------------------------------------------------------------------------------------
 NAMES = {
-    "everything that a shell minds": "-results of \"Zoë's\" $(thesis); `x` %s {0} *?\\ [bold]",
+    "everything that a shell minds": '-results of "Zoë\'s" $(thesis); `x` %s {0} *?\\ [bold]',
     "not Latin, two lines, a tab": "結果\n\tре́зультаты 🧪",
     "as long as a name may be": "r" * 255,
     "key=value": "seed=7",
@@ -156,15 +156,18 @@ def test_command_that_is_stopped_for_a_while_ends_in_the_same_record(forks, tmp_
 
 
 # -- streams and folders -----------------------------------------------------------------------------------------------
-def test_reader_that_goes_away_during_a_run_loses_no_record(forks, tmp_path, undisturbed, same, sound):
+def test_reader_that_goes_away_during_a_run_loses_no_record(forks, tmp_path, undisturbed, same, sound, soon):
     pipe, results = tmp_path / "pipe", tmp_path / "results"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     command = forks.start(*RUN, "--results", results, out=pipe)
-    while not (results / "store.json").exists():
+
+    def begun() -> bool:
         with contextlib.suppress(BlockingIOError):
             os.read(reader, 4096)
-        time.sleep(0.005)
+        return (results / "store.json").exists()
+
+    soon(begun)
     os.close(reader)
     forks.wait(command)
     sound(results, "missing")
@@ -265,8 +268,9 @@ def test_doctor_says_that_a_folder_is_of_a_newer_schema(bench_here, tmp_path):
     (tmp_path / "results" / "store.json").write_text(newer)
     answer = bench_here("doctor", "--format", "json")
     assert answer.code == 1
-    (finding,) = [row for row in json.loads(answer.out) if row["state"] == "bad"]
-    assert f"schema version {SCHEMA_VERSION + 1}" in finding["found"]
+    found = [row for row in json.loads(answer.out) if (row["state"], row["what"]) == ("bad", "results")]
+    assert len(found) == 2, "what is wrong, and what would be done"
+    assert f"schema version {SCHEMA_VERSION + 1}" in found[0]["found"]
 
 
 def test_doctor_lists_every_finding_with_the_way_to_repair_them(bench_here, tmp_path, undisturbed):

@@ -68,6 +68,7 @@ FORBIDDEN = (
     "pickle.find_class",
     "code.__new__",
     "sqlite3.connect",
+    "ctypes.dlopen",
 )
 """Beginnings of the names of audit events that no input may cause at all."""
 
@@ -125,14 +126,8 @@ class Guard:
         if event in CHANGES:
             outside = [path for path in arguments[CHANGES[event]] if not self._inside(path)]
             return f"{event} of {outside[0]!r}" if outside else None
-        if event == "ctypes.dlopen":
-            own = arguments[0] is None or str(arguments[0]).startswith(sys.prefix)
-            return None if own else f"{event} of {arguments[0]!r}"
-        if event == "subprocess.Popen" and list(arguments[1]) == OWN_PROGRAM:
-            return None
-        if event.startswith(FORBIDDEN):
-            return f"{event} {str(arguments)[:200]}"
-        return None
+        forbidden = event.startswith(FORBIDDEN) and not _own(event, arguments)
+        return f"{event} {str(arguments)[:200]}" if forbidden else None
 
     def _opened(self, path: Any, mode: str | None, flags: int) -> str | None:
         writes = any(letter in mode for letter in "wax+") if mode is not None else bool(flags & WRITES)
@@ -149,6 +144,13 @@ class Guard:
         if top in self._known or PathFinder.find_spec(top) is None:  # what is nowhere cannot run
             return None
         return f"import of {name!r}"
+
+
+def _own(event: str, arguments: tuple[Any, ...]) -> bool:
+    """Return whether it is a library of an installed package that is opened, or our own program that is started."""
+    if event == "ctypes.dlopen":
+        return arguments[0] is None or str(arguments[0]).startswith(sys.prefix)
+    return event == "subprocess.Popen" and list(arguments[1]) == OWN_PROGRAM
 
 
 def _ran(event: str, what: Any) -> str | None:

@@ -130,7 +130,9 @@ def _other_type(random: Random, value: Any) -> Any:
         texts = (str(value)[:50], -value, [value], value != 0)
         return random.choice((*texts, int(value) if finite else 0, float(value) if abs(value) < 1e300 else 0.5))
     if isinstance(value, str):
-        return random.choice((len(value), [value], {value[:50]: value[:50]}, None, value.encode(errors="replace")[:1].hex()))
+        return random.choice(
+            (len(value), [value], {value[:50]: value[:50]}, None, value.encode(errors="replace")[:1].hex())
+        )
     if isinstance(value, list):
         return random.choice(({str(i): item for i, item in enumerate(value[:20])}, "", None, value * 2))
     return random.choice((list(value), list(value.values()), "", None))

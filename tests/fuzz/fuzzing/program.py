@@ -45,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     findings = Path(options.findings or tempfile.mkdtemp(prefix="fuzz-findings-")).resolve()
     findings.mkdir(parents=True, exist_ok=True)
     tallies = run(options, findings)
-    print(f"seed {options.seed}")
-    print(*told(tallies, options.seed, options.lines), sep="\n")
+    sys.stdout.write("\n".join([f"seed {options.seed}", *told(tallies, options.seed, options.lines), ""]))
     return 1 if any(tally.faults for tally in tallies) else 0
 
 
@@ -56,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", help="this target alone")
     parser.add_argument("--number", type=int, help="with --target: this input alone")
-    parser.add_argument("--case", nargs="+", default=[], help="these kept inputs alone")
+    parser.add_argument("--case", nargs="+", default=[], type=os.path.abspath, help="these kept inputs alone")
     parser.add_argument("--findings", help="folder for inputs that break a property")
     parser.add_argument("--lines", type=int, default=12, help="lines of each traceback to print")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)  # the first chunk of this process
@@ -92,7 +91,9 @@ def run(options: argparse.Namespace, findings: Path) -> list[Tally]:
             progress.at(-1)
             home = place / f"home-{len(died)}"
             home.mkdir()
-            ended = _process(options, chunk, home, progress, findings, [fault.number for fault in died if fault.chunk == chunk])
+            ended = _process(
+                options, chunk, home, progress, findings, [fault.number for fault in died if fault.chunk == chunk]
+            )
             if ended is None:
                 continue
             chunk, number = len(load(tallies)), progress.read()
@@ -112,7 +113,9 @@ def _process(
     again += ["--case", *options.case] if options.case else []
     again += ["--child", str(chunk), "--home", str(home), "--skip", *map(str, skip)]
     program = Path(__file__).parents[1] / "run.py"
-    process = subprocess.Popen([sys.executable, "-P", str(program), *again], env=os.environ | QUIET | {"MPLCONFIGDIR": str(home.parent)})
+    process = subprocess.Popen(
+        [sys.executable, "-P", str(program), *again], env=os.environ | QUIET | {"MPLCONFIGDIR": str(home.parent)}
+    )
     last, since = progress.read(), time.monotonic()
     while True:
         try:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-
 TOLD = 2
 """How many inputs of one kind of fault are told."""
 
@@ -91,11 +90,17 @@ def told(tallies: Sequence[Tally], seed: int, lines: int) -> Iterator[str]:
         for kind, count in sorted(one.kinds.items(), key=lambda item: -item[1]):
             yield f"\n{one.target}: {kind} ({count} times)"
             for fault in [fault for fault in one.faults if fault.kind == kind][:TOLD]:
-                if fault.number is not None:
-                    yield f"  again: python -P tests/fuzz/run.py --seed {seed} --target {one.target} --number {fault.number}"
-                if fault.file is not None:
-                    yield f"     or: python -P tests/fuzz/run.py --case {fault.file}"
+                yield from _again(fault, seed)
                 yield from (f"    {line}" for line in fault.detail.splitlines()[-lines:] if lines)
+
+
+def _again(fault: Fault, seed: int) -> Iterator[str]:
+    """Say how to run the input of a fault again."""
+    program = "python -P tests/fuzz/run.py"
+    if fault.number is not None:
+        yield f"  again: {program} --seed {seed} --target {fault.target} --number {fault.number}"
+    if fault.file is not None:
+        yield f"     or: {program} --case {fault.file}"
 
 
 class Progress:

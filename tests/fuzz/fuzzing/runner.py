@@ -96,7 +96,9 @@ class Runner:
         tally = Tally(name)
         self.target(name)
         progress.at(0)
+        begin = cpu_s()
         self._one(tally, None, case)
+        tally.cpu_s = cpu_s() - begin
         return tally
 
     def _one(self, tally: Tally, number: int | None, case: Case) -> None:
@@ -152,6 +154,8 @@ def _refused(error: BenchError) -> tuple[str, str, str]:
 def _frame(error: BaseException) -> str:
     """Return the innermost place in the program under test that an exception, or its cause, went through."""
     frames = traceback.extract_tb((error.__cause__ or error).__traceback__)
-    ours = [frame for frame in frames if any(part in frame.filename for part in ("/bench/", "/plugins/", "/workloads/"))]
+    ours = [
+        frame for frame in frames if any(part in frame.filename for part in ("/bench/", "/plugins/", "/workloads/"))
+    ]
     last = (ours or frames)[-1]
     return f"{Path(last.filename).name}:{last.lineno} {last.name}"

@@ -73,7 +73,7 @@ class CountsSelections(Good):
     name = "counts-selections"
 
     def selector(self, run):
-        return lambda batch, model: half(batch, first=int(next(CALLS) ** 0.5))
+        return lambda batch, model: half(batch) | {"weights": 1 + 1e-2 * next(CALLS) * torch.arange(4.0)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,7 +86,9 @@ class Bundles:
             return mutate.as_json(random, mutate.structure(random, json.loads(content)))
         if name.endswith(".parquet"):
             table = pq.read_table(io.BytesIO(content))
-            return _file(_changed(random, table)) if kind < 0.6 else mutate.data(random, content, start=len(content) // 2)
+            return (
+                _file(_changed(random, table)) if kind < 0.6 else mutate.data(random, content, start=len(content) // 2)
+            )
         return content + random.choice((b"\nimport fuzz_canary\n", b"\0", b"\xff", b"def (:\n", bytes(100_000)))
 
     def run(self, case: Case, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: every verb with hostile arguments. Nothing trains: where a run could begin, its folder is a file."""
+"""The command line: every verb with hostile arguments. Nothing trains: where a run could begin, results are a file."""
 
 from __future__ import annotations
 
@@ -57,7 +57,10 @@ OPTIONS = {
     "doctor": {},
     "repair": {"--dry-run": None, "--format": ("table", "json", "csv")},
     "check": {"--only": ("*", "[", "optimizer/*"), "--format": ("table", "json", "xml"), "--no-overhead": None},
-    "new-plugin": {"--author": hostile.TEXTS, "--dir": ("folder", "file", "no/such", "link", "loop", "späce here", "x" * 300)},
+    "new-plugin": {
+        "--author": hostile.TEXTS,
+        "--dir": ("folder", "file", "no/such", "link", "loop", "späce here", "x" * 300),
+    },
     "pack": ONLY,
     "verify": {"--format": ("table", "json", "csv")},
     "reproduce": ONLY | {"--trials": hostile.NUMBERS, "--seed": hostile.NUMBERS, "--salt": hostile.TEXTS},
@@ -80,6 +83,7 @@ NEEDED = {
     "plan": ("--plugin", "--workload"),
     "compare": ("--workload",),
     "pack": ("--plugin",),
+    "memory": ("--plugin", "--workload"),
     "new-plugin": ("--track",),
 }
 TRACK = {"--track": ("optimizer", "peft", "compression", "merging", "solver")}
@@ -94,6 +98,7 @@ SOUND = (
 A_FILE = ("--results", "file")
 """Ends what could train, write much or take long: results cannot be in a file."""
 BLOCKED = {"run", "report", "doctor", "resume"}
+OUTS = ("x.html", "x.md", "x", "no/x.html", "folder", "a\0b", "-")
 STORES = ("results", "file", "folder", "no/results", "loop", "pipe", "späce here/ü", "x" * 300, "a\0b", "/dev/null")
 
 
@@ -114,31 +119,15 @@ class Commands:
         verb = random.choice(list(OPTIONS))
         if verb == "doctor" or random.random() < 0.05:
             return {"arguments": _anything(random)}
-        arguments = [random.choice(POSITIONAL[verb]) for _ in range(random.choice(COUNTS.get(verb, (1,) if verb in POSITIONAL else (0,))))]
-        options = OPTIONS[verb]
-        chosen = [name for name in NEEDED.get(verb, ()) if random.random() < 0.95]
-        if verb == "memory":  # larger tiers than this take seconds
-            chosen += ["--plugin", "--workload"]
-        chosen += random.sample(list(options), min(len(options), random.choice((0, 1, 1, 2, 3))))
-        for name in chosen:
-            values = (RUN | TRACK | options)[name]
-            arguments += [name] if values is None else [name, _argument(random, values)]
+        arguments = _sound(random, verb)
         if random.random() < 0.35 and arguments:
             here = random.randrange(len(arguments))
             arguments[here] = mutate.text(random, arguments[here]) if random.random() < 0.5 else hostile.text(random)
         if random.random() < 0.1:
             arguments.insert(random.randrange(len(arguments) + 1), hostile.text(random))
-        if verb == "memory":
-            arguments += ["--tier", "tiny"]
-        if verb in BLOCKED or verb == "resume":
-            arguments = [*A_FILE, *arguments, *A_FILE]
-        elif verb in {"leaderboard", "compare", "plan", "import", "repair", "pack"} and random.random() < 0.5:
-            arguments += ["--results", random.choice(STORES)]
-        if verb in {"report", "pack"}:
-            arguments += ["--out", random.choice(("x.html", "x.md", "x", "no/x.html", "folder", "a\0b", "-"))]
         if verb == "check":  # what checks a plugin runs it
             arguments = [text for text in arguments if text not in self._algorithms]
-        return {"arguments": [verb, *arguments]}
+        return {"arguments": [verb, *_harmless(random, verb, arguments)]}
 
     def run(self, case: Case, folder: Path) -> None:
         self._furnish(folder)
@@ -202,10 +191,38 @@ EXPLAIN = cli._explain
 cli._explain = _remembered
 
 
+def _sound(random: Random, verb: str) -> list[str]:
+    """Return arguments that are sound, or nearly so."""
+    count = random.choice(COUNTS.get(verb, (1,) if verb in POSITIONAL else (0,)))
+    arguments = [random.choice(POSITIONAL[verb]) for _ in range(count)]
+    options = OPTIONS[verb]
+    chosen = [name for name in NEEDED.get(verb, ()) if random.random() < 0.95]
+    chosen += random.sample(list(options), min(len(options), random.choice((0, 1, 1, 2, 3))))
+    for name in chosen:
+        values = (RUN | TRACK | options)[name]
+        arguments += [name] if values is None else [name, _argument(random, values)]
+    return arguments
+
+
+def _harmless(random: Random, verb: str, arguments: list[str]) -> list[str]:
+    """Return the arguments with what keeps a command from training, from taking long and from writing elsewhere."""
+    if verb == "memory":  # larger tiers than this take seconds
+        arguments = [*arguments, "--tier", "tiny"]
+    if verb in BLOCKED:
+        arguments = [*A_FILE, *arguments, *A_FILE]
+    elif verb in {"leaderboard", "compare", "plan", "import", "repair", "pack"} and random.random() < 0.5:
+        arguments = [*arguments, "--results", random.choice(STORES)]
+    if verb in {"report", "pack"}:
+        arguments = [*arguments, "--out", random.choice(OUTS)]
+    return arguments
+
+
 def _argument(random: Random, values: Sequence[str]) -> str:
     if random.random() < 0.75:
         return random.choice(values)
-    return ",".join(random.choice((random.choice(values), hostile.text(random))) for _ in range(random.choice((1, 1, 2, 3))))
+    return ",".join(
+        random.choice((random.choice(values), hostile.text(random))) for _ in range(random.choice((1, 1, 2, 3)))
+    )
 
 
 def _anything(random: Random) -> list[str]:

@@ -13,7 +13,7 @@ from bench.claims import broken_claims, load_claims
 from bench.commands._print import render
 from bench.commands.list import _plugins, _workloads
 from bench.entry import Entry, WorkloadEntry
-from bench.errors import BenchError
+from bench.errors import BenchError, BrokenPlugin
 from bench.registry import Registry
 from bench.spec import hookimpl
 from fuzzing import hostile, mutate
@@ -52,7 +52,20 @@ TARGETS = (
     "../json:x",
     "/etc/passwd:x",
 )
-ODD = ("entry", "workload", "texts", "nothing", "none", "text", "number", "generator", "raises", "exits", "dictionary", "class")
+ODD = (
+    "entry",
+    "workload",
+    "texts",
+    "nothing",
+    "none",
+    "text",
+    "number",
+    "generator",
+    "raises",
+    "exits",
+    "dictionary",
+    "class",
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,7 @@ class Entries:
     """Lists foreign packages beside ours, reads their claims, and asks for what they list."""
 
     def __init__(self, home: Path) -> None:  # noqa: ARG002 - a target's signature
-        import fuzzing.home  # noqa: F401, PLC0415 - puts the module on the path that nothing may import
+        import fuzzing.home  # noqa: F401 - puts the module on the path that nothing may import
 
     def make(self, random: Random) -> Case:
         entry: Any = dict(GOOD)
@@ -103,15 +116,21 @@ class Entries:
         for broken in [*registry.broken, *broken_claims(registry)]:
             if not f"{broken.name} (package {broken.package}): {broken.reason}".strip():
                 raise AssertionError("broken without a reason")
-        refused = None
-        for ask, names in ((registry.algorithm_class, registry.algorithms), (registry.workload_class, registry.workloads)):
-            for name in [*names, "foreign"]:
-                try:
-                    ask(name)
-                except BenchError as error:
-                    refused = error
-        if refused is not None:
-            raise refused
+        if registry.broken:
+            raise BrokenPlugin(registry.broken[0].reason or "no reason")
+        for name, entry in [*registry.algorithms.items(), *registry.workloads.items()]:
+            if entry.target == GOOD["target"]:  # to ask for another imports what it names, and that is what it is for
+                _used(registry, name)
+
+
+def _used(registry: Registry, name: str) -> None:
+    """Ask for a class that is not what its entry says."""
+    for ask in (registry.algorithm_class, registry.workload_class):
+        try:
+            ask(name)
+        except BenchError:
+            continue
+        raise AssertionError(f"{name!r} is no class of ours and was given")
 
 
 def _hook(name: str, kind: type[Any], listed: Any) -> Callable[[], Any]:
@@ -120,7 +139,7 @@ def _hook(name: str, kind: type[Any], listed: Any) -> Callable[[], Any]:
             return _odd(listed)
         found = []
         for values in listed:
-            if not isinstance(values, dict) or set(values) != {field for field in kind.__dataclass_fields__}:
+            if not isinstance(values, dict) or set(values) != set(kind.__dataclass_fields__):
                 found.append(values)
                 continue
             tiers = values.get("tiers")
@@ -136,6 +155,12 @@ def _odd(what: str) -> Any:
         raise RuntimeError("a foreign package")
     if what == "exits":
         raise SystemExit(3)
-    made = {"entry": Entry(**GOOD), "workload": WorkloadEntry(**WORKLOAD), "texts": ["a"], "nothing": [], "text": "foreign"}  # type: ignore[arg-type]
+    made = {
+        "entry": Entry(**GOOD),
+        "workload": WorkloadEntry(**WORKLOAD),
+        "texts": ["a"],
+        "nothing": [],
+        "text": "foreign",
+    }  # type: ignore[arg-type]
     made |= {"number": 3, "dictionary": GOOD, "class": Entry, "generator": (Entry(**GOOD) for _ in range(2))}
     return made.get(what)

@@ -56,9 +56,17 @@ class Hyperparameters:
         if kind == "values":
             values = {key: hostile.value(random) if random.random() < 0.7 else known[key] for key in names}
             found = mutate.structure(random, values)
-            return {"kind": kind, "name": name, "values": found if isinstance(found, dict) else dict.fromkeys(names, found)}
+            return {
+                "kind": kind,
+                "name": name,
+                "values": found if isinstance(found, dict) else dict.fromkeys(names, found),
+            }
         if kind == "point":
-            return {"kind": kind, "name": name, "point": [random.choice((random.random(), 0.0, 1.0)) for _ in range(random.randrange(6))]}
+            return {
+                "kind": kind,
+                "name": name,
+                "point": [random.choice((random.random(), 0.0, 1.0)) for _ in range(random.randrange(6))],
+            }
         texts = {key: self._text(random, known[key]) for key in names}
         if kind == "texts":
             return {"kind": kind, "name": name, "texts": texts}

@@ -17,9 +17,15 @@ def trial(algorithm: str = "adamw", seed: int = 0) -> Trial:
     rules = protocol("default")
     return Trial(
         algorithm=Part(
-            name=algorithm, version="1", source_sha256="a" * 64, slots=("optimizer",), values={"lr": 0.001, "beta1": 0.9}
+            name=algorithm,
+            version="1",
+            source_sha256="a" * 64,
+            slots=("optimizer",),
+            values={"lr": 0.001, "beta1": 0.9},
         ),
-        fillers=(Part(name="cosine", version="1", source_sha256="b" * 64, slots=("schedule",), values={"warmup": 0.1}),),
+        fillers=(
+            Part(name="cosine", version="1", source_sha256="b" * 64, slots=("schedule",), values={"warmup": 0.1}),
+        ),
         workload="llama-c4",
         workload_version="1.0.0",
         tier="tiny",

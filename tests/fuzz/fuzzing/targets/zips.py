@@ -15,9 +15,9 @@ from fuzzing import hostile, mutate
 END, CENTRAL, LOCAL = struct.Struct("<4s4H2IH"), struct.Struct("<4s6H3I5H2I"), struct.Struct("<4s5H3I2H")
 NAMES = (
     "../escaped",
-    "../../../../tmp/escaped",
+    "../../../../var/escaped",
     "runs/../../escaped",
-    "/tmp/escaped",
+    "/var/escaped",
     "C:\\escaped",
     "..\\escaped",
     "runs//x",
@@ -80,10 +80,14 @@ def archive(members: list[Member], changes: dict[str, Any] | None = None) -> byt
         listed = own | {key[7:]: value for key, value in member.changes.items() if key.startswith("listed ")}
         content += _local(member.name, own) + member.name + own["extra"] + packed
         table += _central(member.name, listed) + member.name + listed["extra"] + listed["comment"]
-    facts = {"count": len(members), "size": len(table), "start": len(content), "comment": b"", "disk": 0} | (changes or {})
+    facts = {"count": len(members), "size": len(table), "start": len(content), "comment": b"", "disk": 0} | (
+        changes or {}
+    )
     count, comment = facts["count"] & 0xFFFF, facts["comment"]
     size, start = facts["size"] & 0xFFFFFFFF, facts["start"] & 0xFFFFFFFF
-    return bytes(content + table + END.pack(b"PK\5\6", facts["disk"], 0, count, count, size, start, len(comment)) + comment)
+    return bytes(
+        content + table + END.pack(b"PK\5\6", facts["disk"], 0, count, count, size, start, len(comment)) + comment
+    )
 
 
 def _local(name: bytes, facts: dict[str, Any]) -> bytes:
@@ -121,7 +125,9 @@ def hostile_archive(random: Random, files: dict[str, bytes]) -> bytes:
 
 def _named(random: Random, members: list[Member]) -> None:
     name = random.choice(NAMES) if random.random() < 0.7 else hostile.text(random)
-    members.insert(random.randrange(len(members) + 1), Member(name.encode(errors="replace")[:65_000], b"import fuzz_canary"))
+    members.insert(
+        random.randrange(len(members) + 1), Member(name.encode(errors="replace")[:65_000], b"import fuzz_canary")
+    )
 
 
 def _renamed(random: Random, members: list[Member]) -> None:
