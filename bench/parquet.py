@@ -76,13 +76,15 @@ def read_as_stored(path: Path, name: str) -> pa.Table:
     except Exception as error:  # noqa: BLE001 - what a damaged file makes the library raise is no closed set
         raise BadStore(f"{path} cannot be read: {error}", hint=_repair(path)) from None
     version = facts.get(b"bench_schema_version", b"")
-    if not version.isdigit() or len(version) > 9 or facts.get(b"bench_table") != name.encode():
-        raise BadStore(f"{path} is not a table of bench that holds {name}", hint=_repair(path))
+    if not version.isdigit() or len(version) > 9:
+        raise BadStore(f"{path} is not a table of bench", hint=_repair(path))
     if int(version) > record.SCHEMA_VERSION:
         raise NewerSchema(
             f"{path} has schema version {int(version)}; this bench reads up to {record.SCHEMA_VERSION}",
             hint="install a newer bench, or name another folder: --results DIR",
         )
+    if facts.get(b"bench_table") != name.encode():
+        raise BadStore(f"{path} is not a table of bench that holds {name}", hint=_repair(path))
     if lacking := [column for column in _columns(name, int(version)) if column not in table.schema.names]:
         raise BadStore(f"{path} lacks the columns {', '.join(lacking)}", hint=_repair(path))
     if facts.get(_DIGEST) != digest:

@@ -255,12 +255,12 @@ def origin_of(root: Path) -> str | None:
     return None
 
 
-def read_trial(folder: Path) -> Trial:
+def read_trial(folder: Path, name: str = "trial.json") -> Trial:
     """Return the trial of a folder under ``runs``; one of another identity than the folder's name is refused."""
-    trial = Trial.read(folder / "trial.json")
+    trial = Trial.read(folder / name)
     if trial.trial_id != folder.name:
         raise BadStore(
-            f"{folder / 'trial.json'} is of another trial, {trial.trial_id}",
+            f"{folder / name} is of another trial, {trial.trial_id}",
             hint=f"bench repair --results {folder.parent.parent} moves it out of the way",
         )
     return trial

@@ -56,8 +56,8 @@ def work(path: Path) -> dict[str, Any]:
     :class:`~bench.errors.CannotWrite` is raised.
     """
     _die_with_parent()
-    folder = Path(os.path.realpath(path)).parent  # unlike resolve() it raises nothing where links go in a circle
-    trial = read_trial(folder)
+    path = Path(os.path.realpath(path))  # unlike resolve() it raises nothing where links go in a circle
+    folder, trial = path.parent, read_trial(path.parent, path.name)
     store = Store(folder.parent.parent)
     with locked(folder / "lock", f"another process runs the trial {trial.trial_id} now"), Watch.over_process() as watch:
         log, registry = EventLog(folder), Registry()

@@ -33,7 +33,7 @@ def test_help_is_no_error(bench):
     alone = bench("--help")
     assert (alone.returncode, alone.stderr) == (0, "")
     assert "Usage: bench" in alone.stdout
-    verbs = re.findall(r"^  ([a-z]+)  ", alone.stdout.partition("Commands:")[2], re.MULTILINE)
+    verbs = re.findall(r"^  ([a-z-]+)  ", alone.stdout.partition("Commands:")[2], re.MULTILINE)
     assert set(verbs) >= set(VERBS)
 
 
