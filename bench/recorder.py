@@ -15,11 +15,11 @@ from bench import checkpoint, loop
 from bench.assembly import Parts
 from bench.calibration import Calibration
 from bench.clock import Clock
+from bench.crossing import is_hit
 from bench.errors import CannotWrite
 from bench.event_log import EventLog
 from bench.post import Post
 from bench.probes import AllocatorPeaks, EnergyMeter, adapter_bytes, optimizer_state_bytes, rss_peak_bytes
-from bench.record import is_hit
 from bench.trial import Trial
 from bench.workload import Workload
 

@@ -13,10 +13,11 @@ import torch
 from bench import provenance, record
 from bench.calibration import Calibration, CalibrationReading
 from bench.clock import Clock
+from bench.crossing import log_linear
 from bench.loop import parameter_counts
 from bench.nvml_probe import NvmlReadings
 from bench.probes import AllocatorPeaks
-from bench.record import CURVES, SCHEMA_VERSION, TRIALS, curve_rows, evaluations, log_linear, trial_row
+from bench.record import CURVES, SCHEMA_VERSION, TRIALS, curve_rows, evaluations, trial_row
 from bench.trial import Data, Part, Protocol, Trial
 
 TRIAL = Trial(

@@ -12,7 +12,8 @@ from bench.bundle.contents import Run
 from bench.bundle.events import SPENT
 from bench.bundle.verdict import Finding, found
 from bench.clock import SECTIONS
-from bench.record import evaluations, is_hit
+from bench.crossing import is_hit
+from bench.record import evaluations
 from bench.workload import TrainingWorkload, Workload
 
 CPU_FACTOR, CPU_SLACK_S = 1.05, 0.1
