@@ -8,6 +8,7 @@ it, so a third party's package brings its claims as ours do. Loading imports nei
 
 from __future__ import annotations
 
+import math
 import reprlib
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -237,6 +238,8 @@ def _check_effect(claim: Claim, where: str) -> None:
             if value is not None and not value > 0:
                 _refuse(where, key, value, "what makes a ratio must be positive")
     effect = claim.published_effect
+    if not math.isfinite(effect):
+        _refuse(where, "published_baseline_value", claim.published_baseline_value, "with it the effect is no number")
     if not (effect < claim.neutral if claim.direction == "lower" else effect > claim.neutral):
         limit = f"{claim.direction} than {claim.neutral:g}"
         _refuse(where, "direction", claim.direction, f"the published {claim.comparison} is {effect:g}, not {limit}")

@@ -142,6 +142,7 @@ def test_whole_numbers_are_numbers(read):
         ({"published_value": True}, "published_value is True (bool)"),
         ({"published_value": -1.0}, "published_value is -1.0 (float): what makes a ratio must be positive"),
         ({"published_baseline_value": 0.0}, "what makes a ratio must be positive"),
+        ({"published_baseline_value": 1e-320}, "published_baseline_value is 1e-320 (float): with it the effect is no"),
         ({"published_value": 3.0}, "the published ratio is 1.5, not lower than 1"),
         ({"direction": "higher"}, "the published ratio is 0.5, not higher than 1"),
         ({"workload": "llama-c5"}, "workload is 'llama-c5' (str): workloads are compress-llama, "),
