@@ -130,6 +130,9 @@ def wrong(tmp_path_factory) -> tuple[str, Path]:
     (folder / "fuzzing" / "targets").mkdir(parents=True)
     for path in (PROGRAM, *(HERE / "fuzzing").glob("*.py"), HERE / "fuzzing" / "targets" / "__init__.py"):
         (folder / path.relative_to(HERE)).write_bytes(path.read_bytes())
+    guard = folder / "fuzzing" / "guard.py"
+    hasty = guard.read_text(encoding="utf-8").replace("LIMIT_S, AGAIN_S = 5.0, 30.0", "LIMIT_S, AGAIN_S = 1.0, 2.0")
+    guard.write_text(hasty, encoding="utf-8")
     place = folder / "fuzzing" / "targets" / "__init__.py"
     targets = {name: (f"wrong:{name}", 1) for name in NAMES.values()}
     text = re.sub(r"TARGETS = \{.*?\n\}", f"TARGETS = {targets}", place.read_text(encoding="utf-8"), flags=re.DOTALL)

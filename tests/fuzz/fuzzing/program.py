@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     findings.mkdir(parents=True, exist_ok=True)
     tallies = run(options, findings)
     sys.stdout.write("\n".join([f"seed {options.seed}", *told(tallies, options.seed, options.lines), ""]))
+    if not any(findings.iterdir()):
+        findings.rmdir()
     return 1 if any(tally.faults for tally in tallies) else 0
 
 

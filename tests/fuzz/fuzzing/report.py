@@ -79,12 +79,13 @@ def merged(tallies: Iterable[Tally], died: Iterable[Fault]) -> list[Tally]:
 def told(tallies: Sequence[Tally], seed: int, lines: int) -> Iterator[str]:
     """Say what became of the inputs: a line per target, and every kind of fault with how to run its input again."""
     total = Tally("all")
-    yield f"{'target':<18}{'inputs':>8}{'accepted':>10}{'refused':>9}{'faults':>8}{'slowest':>11}{'CPU':>10}"
+    yield f"{'target':<18}{'inputs':>8}{'accepted':>10}{'refused':>9}{'faults':>8}{'slowest':>11} {'':<7}{'CPU':>10}"
     for one in tallies:
         total.add(Tally(**{**vars(one), "faults": []}))
     for one in (*tallies, total):
         faults = one.inputs - one.accepted - one.refused
-        times = f"{one.slowest_s:>9.3f} s{one.cpu_s:>8.1f} s"
+        place = "" if one.slowest is None or one is total else f"#{one.slowest}"
+        times = f"{one.slowest_s:>9.3f} s {place:<7}{one.cpu_s:>8.1f} s"
         yield f"{one.target:<18} {one.inputs:>7}{one.accepted:>10}{one.refused:>9}{faults:>8}{times}"
     for one in tallies:
         for kind, count in sorted(one.kinds.items(), key=lambda item: -item[1]):

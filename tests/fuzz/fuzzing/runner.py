@@ -15,7 +15,7 @@ from bench.errors import BenchError
 from fuzzing import case as cases
 from fuzzing import targets
 from fuzzing.case import Case
-from fuzzing.guard import Guard, Hang, Violation
+from fuzzing.guard import AGAIN_S, LIMIT_S, Guard, Hang, Violation
 from fuzzing.report import Fault, Progress, Tally
 
 ACCEPTED, REFUSED, FAULT = "accepted", "refused", "fault"
@@ -55,7 +55,7 @@ class Runner:
             self._made[name] = targets.target(name)(home)
         return self._made[name]
 
-    def outcome(self, name: str, case: Case) -> tuple[str, str, str, float]:
+    def outcome(self, name: str, case: Case, limit_s: float = LIMIT_S) -> tuple[str, str, str, float]:
         """Run one input; return its outcome, kind and detail of a fault, and seconds."""
         target = self.target(name)
         os.chdir(self._home)
@@ -63,7 +63,7 @@ class Runner:
         self._folder.mkdir()
         start = time.perf_counter()
         try:
-            with self._guard.watching():
+            with self._guard.watching(limit_s):
                 target.run(case, self._folder)
             found = (ACCEPTED, "", "")
         except BenchError as error:
@@ -103,8 +103,11 @@ class Runner:
 
     def _one(self, tally: Tally, number: int | None, case: Case) -> None:
         outcome, kind, detail, seconds = self.outcome(tally.target, case)
-        if kind.startswith("Hang"):  # a machine that stood still is no hang: an input that hangs does so again
-            outcome, kind, detail, seconds = self.outcome(tally.target, case)
+        if kind.startswith("Hang"):  # or others had the machine
+            begin = cpu_s()
+            outcome, kind, detail, seconds = self.outcome(tally.target, case, AGAIN_S)
+            if outcome != FAULT and (used := cpu_s() - begin) > LIMIT_S:
+                outcome, kind, detail = FAULT, "Hang in all", f"{used:.1f} s of processor time"
         tally.inputs += 1
         tally.accepted += outcome == ACCEPTED
         tally.refused += outcome == REFUSED
