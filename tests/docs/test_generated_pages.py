@@ -91,7 +91,7 @@ def test_a_protocol_has_a_page_with_its_rules_hash_and_points(name, generated):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_command_has_a_page_with_every_option_and_argument(verb, generated):
-    page, context = generated[f"commands/{verb}.md"], click.Context(cli, info_name="bench")
+    page, context = generated[f"commands/{verb}.md"], click.Context(cli, info_name="bench", **cli.context_settings)
     command = cli.get_command(context, verb)
     own = click.Context(command, context, verb)
     for parameter in command.get_params(own):

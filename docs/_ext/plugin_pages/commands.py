@@ -25,7 +25,7 @@ def pages(context: Context) -> Iterator[tuple[str, str]]:  # noqa: ARG001 - all 
         "commands/index.md",
         page("# Commands", table(("command", "what it does"), rows), exits, told, toctree([*VERBS])),
     )
-    context_ = click.Context(cli, info_name="bench")
+    context_ = click.Context(cli, info_name="bench", **cli.context_settings)
     for verb in VERBS:
         command = cli.get_command(context_, verb)
         assert command is not None, verb
