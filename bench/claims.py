@@ -12,22 +12,18 @@ import math
 import reprlib
 import tomllib
 from collections.abc import Mapping, Sequence
-from importlib import resources
-from importlib.resources.abc import Traversable
-from importlib.util import module_from_spec
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from bench.beside import CLAIMS, beside
 from bench.errors import BrokenPlugin
-from bench.registry import Broken, Registry, locate
+from bench.registry import Broken, Registry
 
 Metric = Literal["time_to_target", "steps_to_target", "memory", "optimizer_state", "energy", "quality"]
 Direction = Literal["lower", "higher"]
 Comparison = Literal["ratio", "difference"]
 Unit = Literal["metric", "perplexity"]
-
-SUFFIX = ".claims.toml"
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
@@ -120,35 +116,15 @@ def _load(registry: Registry) -> tuple[list[Claim], list[Broken]]:
     claims: list[Claim] = []
     broken = []
     for module, algorithms in sorted(modules.items()):
-        file = f"{module}{SUFFIX}"
+        file = f"{module}{CLAIMS}"
         try:
-            resource = _resource(module)
-            if resource is not None:
-                claims += read_claims(resource.read_bytes(), file, algorithms, registry)
+            found = beside(module, CLAIMS)
+            if found is not None:
+                claims += read_claims(found.read_bytes(), file, algorithms, registry)
         except Exception as error:  # noqa: BLE001 - a stranger's package may raise anything when its data is opened
             reason = error.message if isinstance(error, BrokenPlugin) else f"{type(error).__name__}: {error}"
             broken.append(Broken(name=file, package=registry.packages[algorithms[0]], reason=reason))
     return sorted(claims, key=lambda claim: (claim.algorithm, claim.id)), broken
-
-
-def _resource(module: str) -> Traversable | None:
-    return resource(module, SUFFIX)
-
-
-def resource(module: str, suffix: str) -> Traversable | None:
-    """Return the file beside ``module`` that has its name and ``suffix``, if there is one, without importing it.
-
-    A module outside any package has none.
-    """
-    package, _, name = module.rpartition(".")
-    found = locate(module)
-    if found is not None and found.submodule_search_locations is not None:
-        package = module
-    spec = locate(package) if package else None
-    if spec is None:
-        return None
-    file = resources.files(module_from_spec(spec)).joinpath(f"{name}{suffix}")
-    return file if file.is_file() else None
 
 
 def read_claims(content: bytes, file: str, algorithms: Sequence[str], registry: Registry) -> list[Claim]:

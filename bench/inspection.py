@@ -250,8 +250,7 @@ def differing(table: pa.Table, rows: Sequence[Mapping[str, Any]], name: str) -> 
     if len(table) != len(wanted):
         return [f"{len(table)} rows instead of {len(wanted)}"]
     versions = set(table.column("schema_version").to_pylist())
-    old = min(versions, default=record.SCHEMA_VERSION)
-    late = {*(record.SINCE_2 if old < 2 else ()), *(record.SINCE_3 if old < 3 else ())}
+    late = record.later_columns(min(versions, default=record.SCHEMA_VERSION))
     names = [column for column in TABLES[name].names if column != "schema_version" and column not in late]
     return [column for column in names if repr(table[column].to_pylist()) != repr(wanted[column].to_pylist())]
 

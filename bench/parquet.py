@@ -99,7 +99,7 @@ def version_of(table: pa.Table) -> int:
 
 def _columns(name: str, version: int) -> list[str]:
     """Return the columns that a file of ``version`` must have."""
-    late = {**(record.SINCE_2 if version < 2 else {}), **(record.SINCE_3 if version < 3 else {})}
+    late = record.later_columns(version)
     return [column for column in SCHEMAS[name].names if column not in late]
 
 
@@ -108,7 +108,7 @@ def _complete(path: Path, table: pa.Table, name: str) -> pa.Table:
     import pyarrow as pa
 
     schema = SCHEMAS[name]
-    for column, value in {**record.SINCE_2, **record.SINCE_3}.items():
+    for column, value in record.later_columns(1).items():
         if column in schema.names and column not in table.schema.names:
             kind = schema.field(column).type
             table = table.append_column(column, pa.array([value] * len(table), type=kind))

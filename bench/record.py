@@ -144,6 +144,12 @@ SINCE_2 = {"origin": None, "phase": "measure", "reference": None, "is_reference"
 SINCE_3 = dict.fromkeys(("information", "base_sha256", "forgetting", "metrics", "adapter_bytes", "stored_bytes"))
 """The same for version 3: nobody measured these before."""
 
+
+def later_columns(version: int) -> dict[str, Any]:
+    """Return the columns that came after schema ``version``, with what a row of that version has in them."""
+    return {**(SINCE_2 if version < 2 else {}), **(SINCE_3 if version < 3 else {})}
+
+
 TRIALS = pa.schema(
     [("schema_version", pa.int32()), *IDENTITY, *RESULT, *COST, *PROVENANCE],
     metadata={"bench_table": "trials", "bench_schema_version": str(SCHEMA_VERSION)},

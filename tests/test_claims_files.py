@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import Registry
-from bench.claims import SUFFIX, Claim, broken_claims, load_claims, read_claims
+from bench.beside import CLAIMS, claims_beside
+from bench.claims import Claim, broken_claims, load_claims, read_claims
 from bench.errors import BenchError, BrokenPlugin
 from bench.ledger import ledger
 from bench.source import source_sha256
@@ -64,7 +66,7 @@ def refusal(read, content):
 # -- our own files ---------------------------------------------------------------------------------------------------
 def test_every_file_of_ours_is_sound_and_found(registry):
     assert broken_claims(registry) == []
-    files = {path.name.removesuffix(SUFFIX) for path in (ROOT / "plugins").rglob(f"*{SUFFIX}")}
+    files = {path.name.removesuffix(CLAIMS) for path in (ROOT / "plugins").rglob(f"*{CLAIMS}")}
     targets = [registry.algorithms[claim.algorithm].target.partition(":")[0] for claim in load_claims(registry)]
     assert {target.rpartition(".")[2] for target in targets} == files
 
@@ -307,12 +309,30 @@ def test_one_broken_file_is_listed_with_its_reason_and_stops_no_other(stranger, 
     assert len(rows) == len(load_claims(registry)) + 1
 
 
+def test_a_listing_counts_what_loading_finds(registry):
+    found = Counter(claim.algorithm for claim in load_claims(registry))
+    assert {name: claims_beside(entry.target) for name, entry in registry.algorithms.items()} == {
+        name: found[name] for name in registry.algorithms
+    }
+
+
+def test_a_listing_survives_a_file_that_cannot_be_opened(stranger, monkeypatch):
+    target = stranger("stranger_count", toml(CLAIM)).algorithms["signum"].target
+    assert claims_beside(target) == 1
+
+    def shut(module, suffix):
+        raise PermissionError(f"no way into {module}{suffix}")
+
+    monkeypatch.setattr("bench.beside.beside", shut)
+    assert claims_beside(target) is None
+
+
 def test_a_file_that_cannot_be_opened_is_broken_too(stranger, monkeypatch):
     registry = stranger("stranger_shut", toml(CLAIM))
 
-    def shut(module):
-        raise PermissionError(f"no way into {module}")
+    def shut(module, suffix):
+        raise PermissionError(f"no way into {module}{suffix}")
 
-    monkeypatch.setattr("bench.claims._resource", shut)
+    monkeypatch.setattr("bench.claims.beside", shut)
     assert load_claims(registry) == []
     assert {broken.reason.partition(":")[0] for broken in broken_claims(registry)} == {"PermissionError"}

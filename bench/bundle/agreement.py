@@ -14,12 +14,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from scipy import stats
 
-from bench.bundle.intervals import prediction, sample_of
+from bench.bundle.intervals import prediction, sample_of, steps_of
 from bench.pairs import paired
 from bench.statistics import log_t_interval, t_interval
 
@@ -53,12 +53,12 @@ class Quantity:
 
 def steps(name: str, theirs: Sequence[Row], ours: Sequence[Row]) -> Quantity:
     """Compare steps to the target of the same seeds; a miss counts as its whole budget."""
-    return _ratio(name, [_steps(row) for row in theirs], [_steps(row) for row in ours], STEPS_MARGIN)
+    return _ratio(name, [steps_of(row) for row in theirs], [steps_of(row) for row in ours], STEPS_MARGIN)
 
 
 def steps_ratio(name: str, theirs: Sequence[RowPair], ours: Sequence[RowPair]) -> Quantity:
     """Compare the steps of the entrant over those of the reference."""
-    before, here = ([_steps(a) / _steps(b) for a, b in side] for side in (theirs, ours))
+    before, here = ([steps_of(a) / steps_of(b) for a, b in side] for side in (theirs, ours))
     return _ratio(name, before, here, STEPS_MARGIN)
 
 
@@ -69,7 +69,8 @@ def time_ratio(name: str, theirs: Sequence[RowPair], ours: Sequence[RowPair]) ->
     for side, whose in ((theirs, "the bundle's"), (ours, "this")):
         rows = [row for pair in side for row in pair]
         if any(row["contended"] is True or not row["device_listed"] for row in rows):
-            return _unjudged(found, f"{whose} machine was busy or is of no listed class")
+            why = f"{whose} machine was busy or is of no listed class"
+            return replace(found, decision="not judged", why=why, seeds_needed=None)
     return found
 
 
@@ -110,11 +111,6 @@ def needed(mean: float, sd: float, margin: float) -> int | None:
     return None
 
 
-def _steps(row: Row) -> float:
-    found = row["steps_to_target_interpolated"] if row["outcome"] == "reached" else None
-    return max(float(row["budget_steps"] if found is None else found), 1.0)
-
-
 def _time(row: Row) -> float:
     found = row["time_to_target_interpolated_s"] if row["outcome"] == "reached" else None
     return max(float(row["time_s"] if found is None else found), 1e-9)
@@ -137,17 +133,6 @@ def _ratio(name: str, theirs: Sequence[float], ours: Sequence[float], margin: fl
         why = f"{len(logs)} seeds leave open whether they differ by more than {margin:.0%}"
     return Quantity(
         name=name, theirs=sides[0], ours=sides[1], compared=compared, decision=decision, why=why, seeds_needed=more
-    )
-
-
-def _unjudged(found: Quantity, why: str) -> Quantity:
-    return Quantity(
-        name=found.name,
-        theirs=found.theirs,
-        ours=found.ours,
-        compared=found.compared,
-        decision="not judged",
-        why=why,
     )
 
 

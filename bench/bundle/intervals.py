@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy import stats
 
-from bench.claims import resource
+from bench.beside import beside
 from bench.errors import BrokenPlugin
 from bench.registry import Registry
 from bench.trial import MEASURED
@@ -118,9 +118,13 @@ def sample_of(rows: Iterable[Mapping[str, Any]], measure: Measure | None = None)
 def _value(row: Mapping[str, Any], measure: Measure) -> float:
     if measure == "quality":
         return math.nan if row["quality"] is None else float(row["quality"])
-    steps = row["steps_to_target_interpolated"] if row["outcome"] == "reached" else None
-    steps = row["budget_steps"] if steps is None else steps
-    return math.log(max(float(steps), 1.0))
+    return math.log(steps_of(row))
+
+
+def steps_of(row: Mapping[str, Any]) -> float:
+    """Return the steps to the target of a trial, at least one; a miss counts with its whole budget."""
+    found = row["steps_to_target_interpolated"] if row["outcome"] == "reached" else None
+    return max(float(row["budget_steps"] if found is None else found), 1.0)
 
 
 def stored_intervals(registry: Registry, workload: Workload) -> list[Interval]:
@@ -129,7 +133,7 @@ def stored_intervals(registry: Registry, workload: Workload) -> list[Interval]:
     Raises :class:`~bench.errors.BrokenPlugin` for a file that is none.
     """
     module = registry.workloads[workload.name].target.partition(":")[0]
-    found = resource(module, SUFFIX)
+    found = beside(module, SUFFIX)
     if found is None:
         return []
     minor = workload.version.split(".")[:2]
@@ -154,9 +158,9 @@ def render(intervals: Sequence[Interval], command: str) -> str:
     """Return the text of a file."""
     lines = [
         "# What the tuned reference needs, and where a repetition lies in 99 of 100 cases: see docs/bundles.md.",
+        f"# Made by: {command}",
         "",
     ]
-    lines.insert(1, f"# Made by: {command}")
     for one in intervals:
         lines.append("[[reference]]")
         for name, value in one.model_dump().items():

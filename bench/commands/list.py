@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
+from bench.beside import claims_beside
 from bench.commands._options import format_option
 from bench.commands._print import echo, show_table
 from bench.entry import TRACKS
@@ -35,7 +38,7 @@ def command(what: str, track: str | None, form: str) -> None:
             echo(f"broken: {broken.name} (package {broken.package}): {broken.reason}", err=True)
 
 
-def _plugins(registry: Registry, track: str | None) -> list[dict[str, str]]:
+def _plugins(registry: Registry, track: str | None) -> list[dict[str, Any]]:
     entries = sorted(registry.algorithms.values(), key=lambda entry: (TRACKS.index(entry.track), entry.name))
     return [
         {
@@ -43,6 +46,7 @@ def _plugins(registry: Registry, track: str | None) -> list[dict[str, str]]:
             "track": entry.track,
             "paper": entry.paper,
             "package": registry.packages[entry.name],
+            "claims": claims_beside(entry.target),
             "summary": entry.summary,
         }
         for entry in entries

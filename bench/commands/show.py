@@ -1,4 +1,4 @@
-"""``bench show``: everything about one plugin or workload."""
+"""``bench show``: everything about one plugin, published claims included, or about one workload."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import click
 
 from bench.after_training import PostTier
 from bench.algorithm import TRAINING_SLOTS, Algorithm, slots
+from bench.claims import Claim, load_claims
 from bench.commands._print import echo, seconds_text, show_table
 from bench.errors import UnknownName
 from bench.hyperparameter import domain
@@ -47,6 +48,23 @@ def _algorithm(registry: Registry, cls: type[Algorithm]) -> None:
     show_table([_field(cls, field) for field in dataclasses.fields(cls)], "table", fold=["help", "domain"])
     for deviation in cls.deviations:
         echo(f"\nDeviation: {deviation}")
+    for claim in load_claims(registry):
+        if claim.algorithm == cls.name:
+            echo("\n" + _claim(claim))
+
+
+def _claim(claim: Claim) -> str:
+    """Return a published statement with its numbers and where it can be tested; ``bench report`` says what came out."""
+    values = [value for value in (claim.published_value, claim.published_baseline_value) if value is not None]
+    numbers = " against ".join(f"{value:g}" for value in values)
+    unit = " perplexity" if claim.published_unit == "perplexity" else ""
+    tested = f"{claim.workload} from {claim.smallest_tier} on" if claim.workload else "by no workload"
+    return (
+        f"Claim: {claim.statement}\n"
+        f"  {claim.metric.replace('_', ' ')}, {claim.direction} than {claim.baseline}'s: "
+        f"{claim.comparison} of {numbers}{unit}, at {claim.published_at}\n"
+        f"  testable {tested}; {claim.source}"
+    )
 
 
 def _field(cls: type[Algorithm], field: dataclasses.Field[Any]) -> dict[str, Any]:

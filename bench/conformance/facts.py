@@ -11,7 +11,8 @@ from functools import lru_cache
 from typing import Any, get_args, get_type_hints
 
 from bench.algorithm import INFORMATION
-from bench.claims import SUFFIX, broken_claims
+from bench.beside import CLAIMS
+from bench.claims import broken_claims
 from bench.conformance import sources
 from bench.conformance.check import CheckFailed, CheckSkipped, Kind, Subject, expect
 from bench.errors import BadValue
@@ -194,6 +195,6 @@ def _broken(registry: Registry) -> list[Broken]:
 @facts
 def claims_are_valid(subject: Subject) -> None:
     """The file of published claims beside its module, where there is one, is valid."""
-    file = f"{subject.entry.target.partition(':')[0]}{SUFFIX}"
+    file = f"{subject.entry.target.partition(':')[0]}{CLAIMS}"
     broken = [found.reason for found in _broken(subject.registry) if found.name == file]
     expect(not broken, "; ".join(broken))

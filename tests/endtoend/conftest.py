@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
+from bench.calibration import Pinning
+from bench.plan import make_plan
+from bench.registry import Registry
+from bench.request import Request
+from bench.store import Store
+from bench.worker import work
 
 SUPPORT = Path(__file__).parents[1] / "support"
 LIMIT_S = 300.0
@@ -174,3 +182,18 @@ def eventually() -> Callable[[Callable[[], bool]], None]:
             time.sleep(0.02)
 
     return wait
+
+
+@pytest.fixture
+def run_here(tmp_path, micro_site, monkeypatch):
+    """Run a trial in this process, as the worker does in its own, but on one thread and no particular core."""
+    monkeypatch.syspath_prepend(str(micro_site))
+    monkeypatch.setattr("bench.worker.pin_threads", lambda _: Pinning(1, None, "a test"))
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(name: str) -> dict[str, object]:
+        plan = make_plan(Registry(), Request(plugins=[name], workload="micro", reference=False))
+        return work(Store(tmp_path / "results", create=True).folder(plan.trials[0]) / "trial.json")
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from bench.calibration import Pinning
 from bench.event_log import read_events
-from bench.plan import make_plan
 from bench.record import TRIALS
-from bench.registry import Registry
-from bench.request import Request
 from bench.store import Store
-from bench.worker import work
 
 AT_ONCE = {
     "raises-in-adapt": "raises-in-adapt.adapt raised RuntimeError: adapt is out of order",
@@ -61,21 +55,6 @@ EXHAUSTED = {
     "nan-gradient": ("diverged", "loss is nan"),
     "infinite-gradient": ("diverged", "loss is nan"),
 }
-
-
-@pytest.fixture
-def run_here(tmp_path, micro_site, monkeypatch):
-    """Run a trial in this process, as the worker does in its own, but on one thread and no particular core."""
-    monkeypatch.syspath_prepend(str(micro_site))
-    monkeypatch.setattr("bench.worker.pin_threads", lambda _: Pinning(1, None, "a test"))
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def run(name: str) -> dict[str, object]:
-        plan = make_plan(Registry(), Request(plugins=[name], workload="micro", reference=False))
-        return work(Store(tmp_path / "results", create=True).folder(plan.trials[0]) / "trial.json")
-
-    yield run
-    signal.signal(signal.SIGTERM, handler)
 
 
 def stored(results: Path) -> dict[str, object]:

@@ -12,7 +12,7 @@ import pytest
 MODULES_OF = Path(__file__).parents[1] / "support" / "modules_of.py"
 HEAVY = {"torch", "pandas", "matplotlib", "numpy", "pyarrow", "scipy", "pydantic", "rich", "pynvml", "datasets"}
 KINDS = {
-    "plugins": ("adamw", {"name", "track", "paper", "package", "summary"}),
+    "plugins": ("adamw", {"name", "track", "paper", "package", "claims", "summary"}),
     "workloads": ("micro", {"name", "tiers", "package", "summary"}),
     "protocols": ("quick", {"name", "version", "ranked", "summary"}),
     "devices": ("cpu-2", {"name", "kind", "description"}),
@@ -58,6 +58,7 @@ def test_every_algorithm_and_workload_that_is_listed_can_be_shown(bench_here):
             answer = bench_here("show", row["name"])
             assert (answer.code, answer.err) == (0, ""), answer
             assert row["summary"] in answer.out
+            assert answer.out.count("\nClaim: ") == row.get("claims", 0)
             assert row["package"] in answer.out
 
 
