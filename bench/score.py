@@ -175,8 +175,10 @@ def replicates(trials: pd.DataFrame, identity: pd.DataFrame | None = None) -> pd
     }
     for unit in COSTS:
         found |= _cost(trials, taken, hit, unit)
-    for name in KEPT:
-        found[name] = reals(trials, name)[taken]
+    kept = {name: reals(trials, name)[taken] for name in KEPT}
+    # Where everything is trained nothing of the base is left to store an adapter beside.
+    kept["adapter_bytes"][kept["trainable_parameters"] >= reals(trials, "parameters")[taken]] = np.nan
+    found |= kept
     found["contended"] = trials["contended"].eq(other=True).to_numpy(dtype=bool)[taken]
     return pd.DataFrame(found, index=trials.index[taken], copy=False)
 
@@ -202,7 +204,7 @@ KEPT = (
     "time_s",
     "energy_j",
 )
-"""The columns of a trial that a replicate has unchanged."""
+"""The columns of a trial that a replicate has unchanged, but for the adapter of a model that is trained whole."""
 
 
 def _cost(trials: pd.DataFrame, taken: Numbers, hit: NDArray[np.bool_], unit: str) -> dict[str, Reals]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import pandas as pd
 import pyarrow as pa
@@ -254,6 +255,13 @@ def test_adapters_are_points_at_their_bytes_with_the_interval_of_their_quality()
 def test_a_board_without_adapters_says_so():
     axes = figures.new_figure()[1]
     assert "No row" in figures.draw_adapters(axes, only(table(*three(trial, "plain", 1.0))))
+
+
+@pytest.mark.parametrize(("trained", "adapter"), [(90, 400), (100, None)])
+def test_what_is_trained_whole_has_no_adapter(trained, adapter):
+    counts = {"parameters": 100, "trainable_parameters": trained}
+    (row,) = only(table(*three(trial, "plain", 1.0, adapter_bytes=400, **counts))).records()
+    assert row["adapter_bytes"] == adapter or (adapter is None and math.isnan(row["adapter_bytes"]))
 
 
 def test_the_order_of_rows_never_shows():
