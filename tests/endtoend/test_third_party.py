@@ -67,6 +67,7 @@ def test_plugin_of_another_package_comes_runs_and_goes(bench, wheel, environment
         "name": "signum",
         "track": "optimizer",
         "paper": "arXiv:1802.04434",
+        "claims": 0,
         "package": "bench-signum",
         "summary": "step by the sign of the momentum",
     }
