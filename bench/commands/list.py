@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from bench.beside import claims_beside
 from bench.commands._options import format_option
 from bench.commands._print import echo, show_table
 from bench.entry import TRACKS
@@ -39,6 +38,8 @@ def command(what: str, track: str | None, form: str) -> None:
 
 
 def _plugins(registry: Registry, track: str | None) -> list[dict[str, Any]]:
+    from bench.beside import claims_beside
+
     entries = sorted(registry.algorithms.values(), key=lambda entry: (TRACKS.index(entry.track), entry.name))
     return [
         {
