@@ -20,6 +20,7 @@ _STANDARD = (str(Path(threading.__file__).parent), "<frozen")
 _NONE: set[int] = set()
 thread_count = _thread._count  # noqa: SLF001 - the number of Python threads, in 20 nanoseconds
 _frames = sys._current_frames  # noqa: SLF001 - the only one that also shows threads started below threading
+_Adopted = threading._DummyThread  # noqa: SLF001 - what threading makes of a thread that it did not start
 
 
 class Threads:
@@ -33,12 +34,17 @@ class Threads:
         self.children: set[int] = set(children())
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> tuple[Any, set[int]]:
-        """Call a function of the workload; return its result and the threads that it started, which may live."""
+        """Call a function of the workload; return its result and the threads that it started, which may live.
+
+        ``Thread.start`` returns once the thread runs; what appears here by that way was started here. A thread made
+        below ``threading`` may have been left by a slot before and run its first line only now: it is not excused.
+        """
         before, count = _frames().keys(), thread_count()
         result = function(*arguments)
         if thread_count() <= count:
             return result, _NONE
-        fresh = _frames().keys() - before
+        known = {thread.ident for thread in threading.enumerate() if not isinstance(thread, _Adopted)}
+        fresh = (_frames().keys() - before) & known
         self.threads |= fresh
         return result, fresh
 
@@ -48,7 +54,9 @@ class Threads:
         ``started`` are the slots that were seen to start a thread or a process.
         """
         who = started[-1] if started else who
-        for number, frame in _frames().items():
+        frames = _frames()
+        self.threads &= frames.keys()  # the number of a thread that ended is given to the next one
+        for number, frame in frames.items():
             if number not in self.threads and not _is_pool(frame):
                 names = [f"{one.name!r}" for one in threading.enumerate() if one.ident == number]
                 code = frame.f_code

@@ -75,6 +75,7 @@ class Watch:
             return
         FENCE.check()
         self._threads.check(self._who, FENCE.started)
+        FENCE.free &= self._threads.threads
         machine.check(self._machine, self._settings, self._who)
         self._names.check(self._who)
 

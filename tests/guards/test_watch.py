@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import gc
 import os
 import random
@@ -186,6 +187,44 @@ def test_threads_of_the_workload_may_live_and_others_must_have_ended():
         for thread in started:
             thread.join()
     threads.check("somebody", [])
+
+
+@pytest.mark.parametrize("adopted", [False, True], ids=["unknown", "adopted by threading"])
+def test_thread_whose_first_line_runs_within_the_workload_is_not_the_workloads(adopted):
+    threads, stop, done = Threads(), threading.Event(), threading.Event()
+
+    def left_behind() -> None:
+        if adopted:
+            threading.current_thread()
+        stop.wait()
+        done.set()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(60)  # the new thread gets its turn when this one waits, and no earlier
+    try:
+        _thread.start_new_thread(left_behind, ())
+        _, fresh = threads.call(time.sleep, 0.2)
+    finally:
+        sys.setswitchinterval(interval)
+    assert fresh == set()
+    try:
+        with pytest.raises(GuardTripped, match=r"^somebody left the thread "):
+            threads.check("somebody", [])
+    finally:
+        stop.set()
+        done.wait(10)
+
+
+def test_number_of_a_thread_that_ended_excuses_no_other():
+    stop = threading.Event()
+    loader = threading.Thread(target=stop.wait)
+    loader.start()
+    threads = Threads()
+    assert loader.ident in threads.threads
+    stop.set()
+    loader.join()
+    threads.check("somebody", [])
+    assert loader.ident not in threads.threads
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="children are listed in /proc")
