@@ -109,6 +109,15 @@ def broken_claims(registry: Registry) -> list[Broken]:
     return _load(registry)[1]
 
 
+def claims_of(name: str, registry: Registry) -> tuple[list[Claim], str]:
+    """Return the claims of the algorithm ``name``, and why their file cannot be read; the empty text if it can."""
+    claims, broken = _load(registry)
+    file = f"{registry.algorithms[name].target.partition(':')[0]}{CLAIMS}"
+    return [claim for claim in claims if claim.algorithm == name], "".join(
+        one.reason for one in broken if one.name == file
+    )
+
+
 def _load(registry: Registry) -> tuple[list[Claim], list[Broken]]:
     modules: dict[str, list[str]] = {}
     for name, entry in sorted(registry.algorithms.items()):

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from bench import Registry
 from bench.beside import CLAIMS, claims_beside
-from bench.claims import Claim, broken_claims, load_claims, read_claims
+from bench.claims import Claim, broken_claims, claims_of, load_claims, read_claims
+from bench.commands import show
 from bench.errors import BenchError, BrokenPlugin
 from bench.ledger import ledger
 from bench.source import source_sha256
@@ -236,6 +237,18 @@ def bench_algorithms():
         Entry(name="signum", target="{package}.code:Signum", track="optimizer", paper="none", summary="a stranger's"),
     ]
 """
+SIGNUM = """
+from dataclasses import dataclass
+import torch
+from bench import Algorithm
+
+@dataclass(frozen=True, kw_only=True)
+class Signum(Algorithm):
+    name = "signum"
+
+    def optimizer(self, named_parameters, run):
+        return torch.optim.SGD(list(named_parameters), lr=0.1)
+"""
 CLAIM = GOOD | {"baseline": "adamw"}
 
 
@@ -264,7 +277,9 @@ def _ours():
 
 
 def of_signum(registry):
-    return [claim.id for claim in load_claims(registry) if claim.algorithm == "signum"]
+    claims, unread = claims_of("signum", registry)
+    assert unread == ""
+    return [claim.id for claim in claims]
 
 
 def test_a_strangers_claims_are_found_beside_its_module_without_registration_or_import(stranger):
@@ -301,6 +316,8 @@ def test_one_broken_file_is_listed_with_its_reason_and_stops_no_other(stranger, 
     found = stranger("stranger_bad", content)
     assert load_claims(found) == load_claims(registry)
     (broken,) = broken_claims(found)
+    assert claims_of("signum", found) == ([], broken.reason)
+    assert claims_of("lion", found) == claims_of("lion", registry)
     assert (broken.name, broken.package) == ("stranger_bad.code.claims.toml", "stranger_bad")
     rows = ledger([], found)
     (row,) = rows[rows["verdict"] == BROKEN].to_dict("records")
@@ -325,6 +342,14 @@ def test_a_listing_survives_a_file_that_cannot_be_opened(stranger, monkeypatch):
 
     monkeypatch.setattr("bench.beside.beside", shut)
     assert claims_beside(target) is None
+
+
+def test_showing_a_plugin_says_that_its_claims_cannot_be_read(stranger, tmp_path, monkeypatch, capsys):
+    registry = stranger("stranger_shown", b"\xff")
+    (tmp_path / "stranger_shown" / "code.py").write_text(SIGNUM)
+    monkeypatch.setattr("bench.commands.show.Registry", lambda: registry)
+    show.command.main(["signum"], standalone_mode=False)
+    assert "Claims cannot be read: stranger_shown.code.claims.toml: no TOML in UTF-8" in capsys.readouterr().out
 
 
 def test_a_file_that_cannot_be_opened_is_broken_too(stranger, monkeypatch):

@@ -12,7 +12,7 @@ import click
 
 from bench.after_training import PostTier
 from bench.algorithm import TRAINING_SLOTS, Algorithm, slots
-from bench.claims import Claim, load_claims
+from bench.claims import Claim, claims_of
 from bench.commands._print import echo, seconds_text, show_table
 from bench.errors import UnknownName
 from bench.hyperparameter import domain
@@ -48,9 +48,11 @@ def _algorithm(registry: Registry, cls: type[Algorithm]) -> None:
     show_table([_field(cls, field) for field in dataclasses.fields(cls)], "table", fold=["help", "domain"])
     for deviation in cls.deviations:
         echo(f"\nDeviation: {deviation}")
-    for claim in load_claims(registry):
-        if claim.algorithm == cls.name:
-            echo("\n" + _claim(claim))
+    claims, unread = claims_of(cls.name, registry)
+    for claim in claims:
+        echo("\n" + _claim(claim))
+    if unread:
+        echo(f"\nClaims cannot be read: {unread}")
 
 
 def _claim(claim: Claim) -> str:

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from bench.algorithm import slots
-from bench.claims import load_claims
+from bench.claims import claims_of
 from bench.conformance.check import Subject
 from bench.conformance.sources import foreign_packages, parsed
 from bench.hyperparameter import search_space
@@ -41,7 +41,7 @@ def review(subject: Subject) -> dict[str, Any]:
         "adapter_roles": {pattern: str(role) for pattern, role in cls.adapter_roles.items()},
         "hyperparameters": {name: value for name, value in fields.items() if name not in searched},
         "searched": {name: f"{fields[name]}, {search}" for name, search in searched.items()},
-        "claims": sum(claim.algorithm == subject.name for claim in load_claims(registry)),
+        "claims": len(claims_of(subject.name, registry)[0]),
         "docstring_lines": len(inspect.cleandoc(cls.__doc__ or "").splitlines()),
         "documentation": documentation(package),
     }
