@@ -25,7 +25,7 @@ from bench.calibration import Calibration, pin_threads
 from bench.clock import Clock
 from bench.context import Run, derive_seed
 from bench.devices import detect
-from bench.errors import BadData, BenchError, BrokenPlugin, CannotWrite
+from bench.errors import BadData, BadValue, BenchError, BrokenPlugin, CannotWrite
 from bench.event_log import EventLog, read_events
 from bench.files import FULL
 from bench.guards.watch import Watch
@@ -110,6 +110,8 @@ def _one_line(error: BaseException) -> str:
     text = str(error.message if isinstance(error, BenchError) else error)
     lines = text.strip().splitlines() or [""]
     line = lines[0] if isinstance(error, BenchError) else f"{type(error).__name__}: {lines[0]}".rstrip(": ")
+    if isinstance(error, BadValue) and error.hint:  # what would be allowed is half of why this is not
+        line += f"; {error.hint.splitlines()[0]}"
     return line[:LONGEST_REASON]
 
 

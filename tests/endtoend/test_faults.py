@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -101,6 +102,17 @@ def test_trial_that_takes_too_long_is_a_timeout(run_here, tmp_path, monkeypatch)
 
 
 # -- through the command line ------------------------------------------------------------------------------------------
+def test_value_that_only_the_model_can_refuse_is_an_error_that_says_what_is_allowed(bench_here):
+    arguments = ("--plugin", "galore", "--set", "rank=4096", "--workload", "micro", "--no-reference")
+    assert bench_here("run", *arguments).code == 1
+    reason = pd.read_parquet("results/trials").outcome_reason.item()
+    assert re.fullmatch(
+        r"galore: rank = 4096 \(int\) is not allowed for 'hidden\.weight' of shape \((\d+), (\d+)\); "
+        r"rank is an int, 1 <= rank <= (\1|\2), the matrix's short side",
+        reason,
+    )
+
+
 def test_failing_algorithms_hurt_no_other_trial_of_the_command(bench_here):
     plugins = "raises-in-selector,returns-no-optimizer,hoards,diverges"
     answer = bench_here("run", "--plugin", plugins, "--workload", "micro")
