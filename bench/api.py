@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from bench import figures
 from bench.board import Board, Measure, boards
@@ -65,7 +64,10 @@ class Results:
         if what not in DRAWINGS:
             raise UnknownName("drawing", what, DRAWINGS)
         board = board if board is not None else self._only_board()
-        axes = axes if axes is not None else Figure(figsize=(7, 4), layout="constrained").add_subplot()
+        if axes is None:
+            number = len(board.rows)
+            room = {"rows": number} if what == "ratios" else {"legend": (number + 1) // 2}
+            _, axes = figures.new_figure(**room)
         if what == "curves":
             figures.draw_curves(axes, board, self.trials, self.curves)
         elif what == "hits":

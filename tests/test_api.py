@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -54,6 +55,17 @@ def test_every_drawing_returns_axes_with_something_on_them(results, what):
     axes = results.draw(what)
     assert axes.has_data()
     assert axes.get_xlabel()
+
+
+def test_ratios_of_many_rows_stand_apart(results):
+    (board,) = results.boards("steps")
+    many = replace(board, rows=pd.concat([board.rows] * 6, ignore_index=True))
+    axes = results.draw("ratios", many)
+    axes.figure.draw_without_rendering()
+    tops = [label.get_window_extent().y1 for label in axes.get_yticklabels()]
+    bottoms = [label.get_window_extent().y0 for label in axes.get_yticklabels()]
+    assert len(tops) == len(many.rows)
+    assert all(bottom > top for bottom, top in zip(bottoms, tops[1:], strict=False))
 
 
 def test_a_drawing_goes_into_the_axes_that_are_given(results):
