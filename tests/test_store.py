@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -342,6 +343,20 @@ def test_a_corrupt_log_is_named_by_whatever_reads_it(results):
     for use in (lambda: results.finished(trial()), lambda: results.finalise(trial()), results.unfinished):
         with pytest.raises(BadStore, match=r"events\.jsonl, line 1 is not an event"):
             use()
+
+
+# -- our own measured stores -------------------------------------------------------------------------------------------
+MEASURED = Path(__file__).parents[1] / "results"
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent.name for path in MEASURED.glob("*/store.json")))
+def test_a_measured_store_says_the_newest_schema_version_of_its_rows(folder):
+    told = json.loads((MEASURED / folder / "store.json").read_text())["schema_version"]
+    assert told == pd.read_parquet(MEASURED / folder / "trials", columns=["schema_version"]).schema_version.max()
+
+
+def test_the_default_results_folder_is_not_rewritten_by_the_first_run():
+    assert json.loads((MEASURED / "store.json").read_text())["schema_version"] == SCHEMA_VERSION
 
 
 # -- schema version 1 ------------------------------------------------------------------------------------------------
