@@ -41,7 +41,7 @@ def train(parts: Parts, workload: TrainingWorkload, clock: Clock, observe: Obser
     Evaluates at step 0, every ``tier.evaluate_every`` steps and at the last one.
     """
     run, tier = parts.run, workload.tier
-    batches = workload.batches(run.seed, start, run.device)
+    batches = parts.watch.workload(workload.batches, run.seed, start, run.device)
     if start == 0 and observe(
         Evaluation(step=0, metrics=_evaluate(parts, workload, clock), train_loss=None, learning_rate=0.0)
     ):

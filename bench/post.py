@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class Post:
     def rehearse(self) -> None:
         """Serve the first point once and throw the result away, so that no kernel is loaded or tuned on the clock."""
         before = random_state()
-        other = Post(self.algorithms, self.workload, self.run, Clock(self.run.device))
+        other = Post(self.algorithms, self.workload, self.run, Clock(self.run.device), watch=self.watch)
         other._serve(self.workload.points[0])
         set_random_state(before)
 
@@ -80,7 +80,8 @@ class Post:
             run = self._run(algorithm, point, models[0], blocks=blocks)
             self.clock.resume("data")
             try:
-                seen = self._seen(algorithm, workload.calibration(self.run.seed, self.run.device))
+                batches = self.watch.workload(workload.calibration, self.run.seed, self.run.device)
+                seen = self._seen(algorithm, batches)
                 self.clock.enter("step")
                 result = call_slot(algorithm, slot, nn.Module, *models, seen, run)
             finally:
@@ -92,12 +93,12 @@ class Post:
         algorithm = self._filled["merge"]
         if point.count is None:
             raise SlotFault(f"a point of {workload.name!r} does not say how many models are merged")
-        experts = workload.experts(self.run.seed, self.run.device, point.count)
-        experts = experts.behind(lambda build: Opaque(build, lifted=True))
+        experts = self.watch.workload(workload.experts, self.run.seed, self.run.device, point.count)
+        experts = experts.behind(lambda build: Opaque(partial(self.watch.workload, build), lifted=True))
         run = self._run(algorithm, point, self._model(), axes=workload.axes)
         self.clock.resume("data")
         try:
-            batches = workload.calibration(self.run.seed, self.run.device, point.count)
+            batches = self.watch.workload(workload.calibration, self.run.seed, self.run.device, point.count)
             seen = [self._seen(algorithm, part) for part in batches]
             self.clock.enter("step")
             result: nn.Module = call_slot(algorithm, "merge", nn.Module, experts, seen, run)
@@ -106,7 +107,7 @@ class Post:
         return result
 
     def _model(self) -> nn.Module:
-        model = self.workload.model(self.run.seed, self.run.device)
+        model: nn.Module = self.watch.workload(self.workload.model, self.run.seed, self.run.device)
         return model.eval()
 
     def _run(self, algorithm: Algorithm, point: Point, model: nn.Module, **facts: Any) -> Run:

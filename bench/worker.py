@@ -245,7 +245,7 @@ def _build(
     algorithms: Sequence[Algorithm], workload: TrainingWorkload, run: Run, watch: Watch, clock: Clock | None = None
 ) -> Parts:
     checkpoint.seed_random_state(derive_seed(run.seed, "global"))
-    model: nn.Module = workload.model(run.seed, run.device)
+    model: nn.Module = watch.workload(workload.model, run.seed, run.device)
     if run.precision == "bf16":
         model = model.to(torch.bfloat16)
     with clock.charge("setup") if clock is not None else contextlib.nullcontext():
@@ -260,7 +260,7 @@ def _warm_up(algorithms: Sequence[Algorithm], workload: TrainingWorkload, run: R
     before = checkpoint.random_state()
     parts = _build(algorithms, workload, run, watch)
     clock = Clock(run.device)
-    batches = workload.batches(run.seed, 0, run.device)
+    batches = watch.workload(workload.batches, run.seed, 0, run.device)
     clock.resume("data")
     for step in range(min(WARMUP_STEPS, run.steps)):
         loop.take_step(parts, workload, clock, batches, step)

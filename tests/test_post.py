@@ -4,6 +4,7 @@
 # ruff: noqa: ARG002
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,6 +28,7 @@ from bench.assembly import check_fit
 from bench.clock import Clock
 from bench.context import Run
 from bench.errors import BadData, BadValue, SlotFault, SlotMismatch
+from bench.guards.watch import Watch
 from bench.memory import estimate
 from bench.post import Post
 from bench.request import default_tier
@@ -249,6 +251,42 @@ def test_what_a_slot_raises_or_wrongly_returns_names_it():
     wrong = type("Wrong", (Keep,), {"compress": lambda *_: None})
     with pytest.raises(SlotFault, match=r"keep\.compress returned None"):
         work(wrong())
+
+
+@pytest.mark.parametrize(
+    ("kind", "tier", "method"),
+    [
+        (Squeeze, "grid", "model"),
+        (Squeeze, "grid", "calibration"),
+        (Join, "together", "model"),
+        (Join, "together", "experts"),
+        (Join, "together", "calibration"),
+    ],
+)
+def test_threads_that_the_workload_leaves_are_not_for_the_algorithm_to_answer(kind, tier, method):
+    stop, started = threading.Event(), []
+
+    def leaves(*arguments):
+        started.append(threading.Thread(target=stop.wait))
+        started[-1].start()
+        return getattr(kind, method)(*arguments)
+
+    workload = type("Leaving", (kind,), {method: leaves})(tier)
+    run = Run(seed=0, steps=workload.tier.steps)
+    try:
+        with Watch.over_process() as watch:
+            watch.listed()
+            watch.opened(type(workload))
+            watch.begin("keep", ["a_plugin."], [])
+            post = Post([Labels()], workload, run, Clock(run.device), watch=watch)
+            post.rehearse()
+            post.work(lambda _: False)
+            watch.look()
+    finally:
+        stop.set()
+        for thread in started:
+            thread.join()
+    assert started, "it was called"
 
 
 def test_slots_are_charged_and_examinations_are_not():

@@ -17,7 +17,6 @@ from bench.errors import GuardTripped
 _POOL = str(Path(torch.__file__).parent / "_inductor" / "compile_worker")
 """torch's own compile workers: a thread that waits for child processes, idle while nothing is compiled."""
 _STANDARD = (str(Path(threading.__file__).parent), "<frozen")
-_NONE: set[int] = set()
 thread_count = _thread._count  # noqa: SLF001 - the number of Python threads, in 20 nanoseconds
 _frames = sys._current_frames  # noqa: SLF001 - the only one that also shows threads started below threading
 _Adopted = threading._DummyThread  # noqa: SLF001 - what threading makes of a thread that it did not start
@@ -38,14 +37,14 @@ class Threads:
 
         ``Thread.start`` returns once the thread runs; what appears here by that way was started here. A thread made
         below ``threading`` may have been left by a slot before and run its first line only now: it is not excused.
+        The number of threads tells nothing: as one is started, an earlier one may end.
         """
-        before, count = _frames().keys(), thread_count()
+        before = _frames().keys()
         result = function(*arguments)
-        if thread_count() <= count:
-            return result, _NONE
-        known = {thread.ident for thread in threading.enumerate() if not isinstance(thread, _Adopted)}
-        fresh = (_frames().keys() - before) & known
-        self.threads |= fresh
+        fresh = _frames().keys() - before
+        if fresh:
+            fresh &= {thread.ident for thread in threading.enumerate() if not isinstance(thread, _Adopted)}
+            self.threads |= fresh
         return result, fresh
 
     def check(self, who: str, started: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -28,6 +28,7 @@ from bench.plan import make_plan
 from bench.registry import Registry
 from bench.request import Request
 from bench.store import Store
+from bench.trial import MEASURED
 from bench.worker import work
 
 HIDDEN = "which shows what algorithms do not see"
@@ -85,6 +86,28 @@ SHARED = (
     (bench.clock.Clock, "columns"),
     (bench.calibration, "CONTENDED_ABOVE"),
 )
+
+
+@pytest.fixture
+def leaving_thread(monkeypatch) -> Iterator[Callable[[type, str], list[threading.Thread]]]:
+    """Replace a method of a workload by one that also leaves a thread which lives on, as pools of loaders do."""
+    stop, started = threading.Event(), []
+
+    def replace(cls: type, name: str) -> list[threading.Thread]:
+        method = getattr(cls, name)
+
+        def leaves(*arguments: object) -> object:
+            started.append(threading.Thread(target=stop.wait))
+            started[-1].start()
+            return method(*arguments)
+
+        monkeypatch.setattr(cls, name, leaves)
+        return started
+
+    yield replace
+    stop.set()
+    for thread in started:
+        thread.join()
 
 
 @pytest.fixture
@@ -156,6 +179,14 @@ def test_what_is_allowed_passes(run_here, name):
 
 def events_of(results: Path, row: dict[str, object]) -> list[dict[str, object]]:
     return read_events(results / "runs" / str(row["trial_id"]))
+
+
+@pytest.mark.parametrize("method", ["model", "batches"])
+def test_thread_that_the_workload_leaves_is_not_for_the_algorithm_to_answer(run_here, restored, leaving_thread, method):
+    started = leaving_thread(importlib.import_module("bench_micro.workload").Micro, method)
+    row = run_here("uses-the-library")
+    assert started, "it was called"
+    assert row["outcome"] in MEASURED, row["outcome_reason"]
 
 
 def test_thread_below_the_threading_module_is_found_as_well(run_here):

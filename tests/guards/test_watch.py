@@ -215,6 +215,27 @@ def test_thread_whose_first_line_runs_within_the_workload_is_not_the_workloads(a
         done.wait(10)
 
 
+def test_thread_of_the_workload_may_live_though_an_earlier_one_ended_meanwhile():
+    ends, stop = threading.Event(), threading.Event()
+    earlier = threading.Thread(target=ends.wait)
+    earlier.start()
+    threads = Threads()
+
+    def load() -> threading.Thread:
+        loader = threading.Thread(target=stop.wait)
+        loader.start()
+        ends.set()
+        earlier.join()
+        return loader
+
+    loader, _ = threads.call(load)
+    try:
+        threads.check("somebody", [])
+    finally:
+        stop.set()
+        loader.join()
+
+
 def test_number_of_a_thread_that_ended_excuses_no_other():
     stop = threading.Event()
     loader = threading.Thread(target=stop.wait)
