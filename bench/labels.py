@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 import pandas as pd
+
+_LONGEST = 30
+"""Characters of a value that fit beside others; a hyperparameter may be a whole file."""
 
 
 def settings(rows: pd.DataFrame) -> list[str]:
@@ -50,7 +54,7 @@ def _words(values: frozenset[str], part: str) -> Mapping[str, str]:
 
 def _values(text: str) -> Mapping[str, str]:
     """Return the hyperparameters in a JSON object, as texts."""
-    return {name: str(value) for name, value in json.loads(text or "{}").items()}
+    return {name: _short(str(value)) for name, value in json.loads(text or "{}").items()}
 
 
 def _fillers(text: str) -> Mapping[str, str]:
@@ -59,5 +63,12 @@ def _fillers(text: str) -> Mapping[str, str]:
     facts = {"with": "+".join(part["name"] for part in parts)}
     for part in parts:
         own = {"version": part.get("version"), "source": str(part.get("source_sha256"))[:8], **part.get("values", {})}
-        facts |= {f"{part['name']}.{name}": str(value) for name, value in own.items()}
+        facts |= {f"{part['name']}.{name}": _short(str(value)) for name, value in own.items()}
     return facts
+
+
+def _short(text: str) -> str:
+    """Return a value of 30 characters or fewer as it is, of a longer one the beginning and a part of its hash."""
+    if len(text) <= _LONGEST:
+        return text
+    return f"{' '.join(text[:_LONGEST].split())[:20]}… ({hashlib.sha256(text.encode()).hexdigest()[:6]})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -188,6 +189,17 @@ def test_rows_of_one_algorithm_say_in_what_they_differ():
         )
     )
     assert [row["setting"] for row in board.records()] == ["lr=0.1, betas=[1, 2]", "lr=0.2, betas=[1, 3]", ""]
+
+
+def test_setting_that_is_a_whole_file_is_told_by_its_beginning_and_its_hash():
+    norms = "\n".join(str(number) for number in range(300))
+    other = norms.replace("299", "298")
+    board = only(frame(*(trial(5 + i, hyperparameters={"norms": text}) for i, text in enumerate((norms, other, None)))))
+    first, second, third = (row["setting"] for row in board.records())
+    assert re.fullmatch(r"norms=0 1 2 3 4 5 6 7 8 9 … \([0-9a-f]{6}\)", first)
+    assert re.fullmatch(r"norms=0 1 2 3 4 5 6 7 8 9 … \([0-9a-f]{6}\)", second)
+    assert first != second
+    assert third == "norms=None"
 
 
 def test_settings_name_versions_sources_and_what_fills_the_other_slots():
