@@ -355,6 +355,16 @@ def test_ratios_stand_where_they_are_with_interval_and_band_and_filled_where_tol
     assert "muon\n0/5 reached the target" in texts_of(axes)
 
 
+def test_axis_of_ratios_names_its_reference_where_there_is_one():
+    trials, _ = some(("adamw", "lion", "warmup-linear"), seeds=5)
+    labels = []
+    for references in ({"adamw"}, {"adamw", "warmup-linear"}):
+        axes = axes_of(rows=3)
+        figures.draw_ratios(axes, only(trials.assign(is_reference=trials["algorithm"].isin(references))), "steps")
+        labels.append(axes.get_xlabel())
+    assert labels == ["steps to target: ratio to adamw", "steps to target: ratio to its reference"]
+
+
 def test_an_interval_far_beyond_the_others_ends_in_an_arrow_inside_the_axes():
     trials = table([trial("adamw", 0, 40.0), trial("adamw", 1, 41.0), trial("lion", 0, 2.0), trial("lion", 1, 80.0)])
     axes = axes_of(rows=2)

@@ -43,7 +43,7 @@ def draw_ratios(axes: Axes, board: Board, by: Cost = "steps") -> str:
     low, high = _limits(estimates)
     axes.set_xscale("log")
     references = sorted({style.plain(row.facts["algorithm"]) for row in found if row.is_reference})
-    xlabel = style.drawn(f"{_NAMES[by]}: ratio to {text.listed(references) or 'the reference'}", 60)
+    xlabel = style.drawn(f"{_NAMES[by]}: ratio to {references[0] if len(references) == 1 else 'its reference'}", 60)
     style.frame(axes, xlabel=xlabel, ylabel="", grid="x")
     axes.axvline(1.0, color=style.ink(axes), linewidth=1.0)
     draw_forest(axes, estimates, (low, high))

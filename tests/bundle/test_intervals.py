@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_committed_files_are_what_the_results_give(registry):
-    folders = [Path("results") / name for name in ("cpu-1", "cpu-2", "tuning")]
+    folders = [Path("results") / name for name in ("cpu-1", "cpu-2", "mixture", "tuning")]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         made = make(registry, folders)
