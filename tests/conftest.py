@@ -9,8 +9,9 @@ import importlib.util
 import os
 import random
 import sys
+import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate, count
 from pathlib import Path
@@ -208,6 +209,26 @@ def artifact_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def merge_subspace(artifact_cache: Path) -> Any:
     """The workload merge-subspace with its full recipe; a seed's experts take about 15 s, once per session."""
     return importlib.import_module("bench.workloads.merge_subspace").MergeSubspace("tiny")
+
+
+@pytest.fixture
+def leaving_thread() -> Iterator[Callable[[Callable[..., Any]], Callable[..., Any]]]:
+    """Return ``function -> function`` that also leaves a thread running until the test ends, as pools of loaders do."""
+    stop, started = threading.Event(), []
+
+    def leaving(function: Callable[..., Any]) -> Callable[..., Any]:
+        def leaves(*arguments: Any) -> Any:
+            started.append(threading.Thread(target=stop.wait))
+            started[-1].start()
+            return function(*arguments)
+
+        return leaves
+
+    yield leaving
+    stop.set()
+    for thread in started:
+        thread.join()
+    assert started, "it was called"
 
 
 # -- packages to compare with ----------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@
 # ruff: noqa: ARG002
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -263,30 +262,17 @@ def test_what_a_slot_raises_or_wrongly_returns_names_it():
         (Join, "together", "calibration"),
     ],
 )
-def test_threads_that_the_workload_leaves_are_not_for_the_algorithm_to_answer(kind, tier, method):
-    stop, started = threading.Event(), []
-
-    def leaves(*arguments):
-        started.append(threading.Thread(target=stop.wait))
-        started[-1].start()
-        return getattr(kind, method)(*arguments)
-
-    workload = type("Leaving", (kind,), {method: leaves})(tier)
+def test_threads_that_the_workload_leaves_are_not_for_the_algorithm_to_answer(leaving_thread, kind, tier, method):
+    workload = type("Leaving", (kind,), {method: leaving_thread(getattr(kind, method))})(tier)
     run = Run(seed=0, steps=workload.tier.steps)
-    try:
-        with Watch.over_process() as watch:
-            watch.listed()
-            watch.opened(type(workload))
-            watch.begin("keep", ["a_plugin."], [])
-            post = Post([Labels()], workload, run, Clock(run.device), watch=watch)
-            post.rehearse()
-            post.work(lambda _: False)
-            watch.look()
-    finally:
-        stop.set()
-        for thread in started:
-            thread.join()
-    assert started, "it was called"
+    with Watch.over_process() as watch:
+        watch.listed()
+        watch.opened(type(workload))
+        watch.begin("keep", ["a_plugin."], [])
+        post = Post([Labels()], workload, run, Clock(run.device), watch=watch)
+        post.rehearse()
+        post.work(lambda _: False)
+        watch.look()
 
 
 def test_slots_are_charged_and_examinations_are_not():

@@ -39,7 +39,7 @@ class Threads:
         below ``threading`` may have been left by a slot before and run its first line only now: it is not excused.
         The number of threads tells nothing: as one is started, an earlier one may end.
         """
-        before = _frames().keys()
+        before = set(_frames())  # the numbers alone: a frame that holds itself keeps its callers' tensors alive
         result = function(*arguments)
         fresh = _frames().keys() - before
         if fresh:
@@ -55,8 +55,10 @@ class Threads:
         who = started[-1] if started else who
         frames = _frames()
         self.threads &= frames.keys()  # the number of a thread that ended is given to the next one
-        for number, frame in frames.items():
-            if number not in self.threads and not _is_pool(frame):
+        strangers = {number: frame for number, frame in frames.items() if number not in self.threads}
+        del frames  # this one is among them, see above
+        for number, frame in strangers.items():
+            if not _is_pool(frame):
                 names = [f"{one.name!r}" for one in threading.enumerate() if one.ident == number]
                 code = frame.f_code
                 raise GuardTripped(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -234,6 +235,22 @@ def test_thread_of_the_workload_may_live_though_an_earlier_one_ended_meanwhile()
     finally:
         stop.set()
         loader.join()
+
+
+@pytest.mark.parametrize("look", [lambda threads: threads.call(dict), lambda threads: threads.check("somebody", [])])
+def test_look_at_the_threads_keeps_nothing_of_its_callers_alive(look):
+    threads = Threads()
+
+    def step() -> weakref.ref[nn.Module]:
+        batch = nn.Linear(2, 2)
+        look(threads)
+        return weakref.ref(batch)
+
+    gc.disable()  # what waits for the collector counts as memory of the algorithm until then
+    try:
+        assert step()() is None
+    finally:
+        gc.enable()
 
 
 def test_number_of_a_thread_that_ended_excuses_no_other():
